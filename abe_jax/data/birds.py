@@ -43,8 +43,8 @@ _RUFOUS = np.array([0.90, 0.38, 0.10], np.float32)
 
 # Shapes in bird units (half a body long), x forwards and y down, relative to the
 # middle of the head for heads and beaks, the shoulder for wings, the rump for tails.
-_BODY = [(-0.70, 0.24, 0.25, 0.20, 0.04, 0.60), (0.25, -0.10, 0.46, 0.55, -0.50, 0.36)]
-_BELLY = [(0.58, 0.02, 0.40, 0.05, 0.56, 0.36)]
+_BODY = [(-0.72, 0.22, 0.25, 0.20, 0.06, 0.64), (0.25, -0.10, 0.48, 0.55, -0.50, 0.36)]
+_BELLY = [(0.66, -0.04, 0.44, 0.05, 0.56, 0.44)]
 _HEAD_SHAPE = [(0.0, 0.0, 0.43, 0.0, 0.0, 0.43)]
 _CREST = [
     (0.12, -0.30, 0.16, -0.12, -0.92, 0.03),
@@ -65,34 +65,34 @@ _BEAKS = [
     ],
     [(0.30, 0.03, 0.09, 0.80, 0.08, 0.07), (0.86, 0.09, 0.15, 1.00, 0.11, 0.19)],
 ]
-_WING_SHAPE = [(-0.05, 0.02, 0.36, -1.05, 0.24, 0.10)]
+_WING_SHAPE = [(-0.04, 0.02, 0.31, -0.98, 0.18, 0.12)]
 _WING_BARS = [
-    (-0.16, -0.40, 0.065, -0.28, 0.50, 0.065),
-    (-0.50, -0.30, 0.065, -0.62, 0.50, 0.065),
+    (-0.12, -0.40, 0.065, -0.22, 0.50, 0.065),
+    (-0.44, -0.30, 0.065, -0.54, 0.50, 0.065),
 ]
 _WING_DOTS = [
     (x, y, 0.075, x, y, 0.075)
-    for x, y in [(0.1, -0.1), (0.0, 0.2), (-0.24, -0.06), (-0.34, 0.22), (-0.56, 0.08)]
-    + [(-0.82, 0.2)]
+    for x, y in [(0.1, -0.1), (0.02, 0.18), (-0.22, -0.07), (-0.3, 0.2), (-0.5, 0.04)]
+    + [(-0.62, 0.26), (-0.84, 0.14)]
 ]
-_WING_TIP = [(-0.78, 0.18, 0.26, -1.20, 0.24, 0.30)]
+_WING_TIP = [(-0.86, 0.16, 0.30, -1.20, 0.24, 0.30)]
 _WING_PATCH = [(-0.20, 0.08, 0.19, -0.42, 0.12, 0.15)]
 _BREAST_SPOTS = [
     (x, y, 0.07, x, y, 0.07)
-    for x, y in [(0.58, -0.10), (0.78, 0.02), (0.52, 0.16), (0.72, 0.26), (0.46, 0.42)]
-    + [(0.60, 0.52), (0.24, 0.56), (0.36, 0.68), (0.02, 0.62)]
+    for x, y in [(0.58, -0.14), (0.78, -0.04), (0.48, 0.12), (0.72, 0.2), (0.46, 0.36)]
+    + [(0.64, 0.44), (0.24, 0.44), (0.4, 0.6), (0.14, 0.64), (-0.06, 0.52)]
 ]
 _BREAST_STREAKS = [
     (x, y, 0.04, x - 0.14, y + 0.30, 0.04)
-    for x, y in [(0.52, -0.24), (0.68, -0.10), (0.84, 0.04), (0.42, 0.12)]
-    + [(0.58, 0.24), (0.32, 0.36), (0.12, 0.42)]
+    for x, y in [(0.52, -0.24), (0.68, -0.14), (0.84, 0.00), (0.46, 0.10)]
+    + [(0.64, 0.26), (0.40, 0.40), (0.20, 0.34), (0.02, 0.40)]
 ]
 _BIB = [(0.70, -0.16, 0.25, 0.62, 0.04, 0.16)]
 _TAILS = [
-    [(0.10, 0.0, 0.16, -0.42, 0.03, 0.17)],
-    [(0.1, 0.0, 0.13, -1.00, -0.36, 0.03), (0.1, 0.0, 0.13, -1.00, 0.36, 0.03)],
-    [(0.1, 0.0, 0.10, -0.62, 0.22 * k, 0.10 - 0.01 * k * k) for k in range(-2, 3)],
-    [(0.10, 0.0, 0.15, -1.30, 0.03, 0.07)],
+    [(0.10, 0.0, 0.16, -0.52, 0.03, 0.15)],
+    [(0.1, 0.0, 0.13, -1.05, -0.38, 0.03), (0.1, 0.0, 0.13, -1.05, 0.38, 0.03)],
+    [(0.1, 0.0, 0.10, -0.70, 0.22 * k, 0.11 - 0.01 * k * k) for k in range(-2, 3)],
+    [(0.10, 0.0, 0.14, -1.40, 0.03, 0.07)],
     [(0.1, 0.0, 0.09, -0.95, 0.0, 0.035), (-1.02, 0.0, 0.17, -1.10, 0.0, 0.17)],
 ]
 
@@ -338,15 +338,15 @@ class _Pose:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Pose":
         return cls(
-            x=rng.uniform(0.43, 0.57),
-            y=rng.uniform(0.42, 0.58),
-            scale=rng.uniform(0.185, 0.245),
+            x=rng.uniform(0.44, 0.56),
+            y=rng.uniform(0.46, 0.58),
+            scale=rng.uniform(0.195, 0.255),
             facing=1.0 if rng.random() < 0.5 else -1.0,
             slim=rng.uniform(0.86, 1.0),
-            tilt=rng.uniform(-0.55, 0.25),
+            tilt=rng.uniform(-0.5, 0.2),
             nod=rng.uniform(-0.3, 0.35),
-            wing=rng.uniform(-0.15, 0.45),
-            tail=rng.uniform(-0.35, 0.35),
+            wing=rng.uniform(-0.2, 0.35),
+            tail=rng.uniform(-0.3, 0.4),
         )
 
     def place(
@@ -389,15 +389,17 @@ def _paint_background(canvas: _Canvas, rng: np.random.Generator) -> None:
     kind = rng.integers(3)
     hue = [rng.uniform(0.48, 0.68), rng.uniform(0.16, 0.42), rng.uniform(0.0, 1.0)]
     hue = hue[kind]
-    top = _hsv(hue, rng.uniform(0.15, 0.6), rng.uniform(0.45, 0.95))
+    top = _hsv(hue, rng.uniform(0.1, 0.5), rng.uniform(0.5, 0.95))
     bottom = _hsv(
-        hue + rng.uniform(-0.12, 0.12), rng.uniform(0.1, 0.6), rng.uniform(0.35, 0.95)
+        hue + rng.uniform(-0.12, 0.12), rng.uniform(0.05, 0.45), rng.uniform(0.45, 0.95)
     )
     ramp = np.linspace(0, 1, canvas.size, dtype=np.float32)[:, None, None]
     canvas.rgb[:] = top + (bottom - top) * ramp
     for _ in range(rng.integers(4, 9)):
         x, y, size, shift, value, opacity = rng.random(6)
-        colour = _hsv(hue + 0.16 * (shift - 0.5), 0.15 + 0.5 * shift, 0.3 + 0.7 * value)
+        colour = _hsv(
+            hue + 0.16 * (shift - 0.5), 0.1 + 0.4 * shift, 0.35 + 0.65 * value
+        )
         if kind == 2:  # reeds
             lean = x + 0.3 * (shift - 0.5)
             blob = (x, 1.0, 0.008 + 0.02 * size, lean, 0.8 * y, 0.004)
@@ -415,13 +417,13 @@ def _paint_bird(
     canvas: _Canvas, pose: _Pose, attributes: list[int], rng: np.random.Generator
 ) -> None:
     """Paints the perch and the bird on it."""
-    hue, rim = rng.uniform(0.05, 0.72), 0.022 * pose.scale / 0.2
+    hue, rim = rng.uniform(0.05, 0.72), 0.09 * pose.scale
     coat = _hsv(hue, rng.uniform(0.15, 0.5), rng.uniform(0.45, 0.75))
-    wing = _hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.5), 0.36)
+    wing = _hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.5), 0.42)
     belly = _hsv(rng.uniform(0.08, 0.2), rng.uniform(0.05, 0.25), 0.92)
     beak = _hsv(rng.uniform(0.04, 0.14), rng.uniform(0.3, 0.95), rng.uniform(0.5, 0.95))
     bark = _hsv(rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.5), rng.uniform(0.25, 0.5))
-    lean, thickness = rng.uniform(-0.5, 0.5), rng.uniform(0.07, 0.14)
+    lean, thickness = rng.uniform(-0.35, 0.35), rng.uniform(0.07, 0.14)
 
     head, beak_kind, breast, wing_kind, tail = attributes
     perch = [(-6.0, 0.0, thickness, 6.0, 0.0, thickness)]
@@ -433,14 +435,12 @@ def _paint_bird(
 
     body = canvas.paint(pose.place(_BODY), coat, part=-1, outline=rim, keep=True)
     front = belly if breast != 4 else _RUFOUS
-    chest = canvas.paint(
-        pose.place(_BELLY), front, part=_BREAST, clip=body, keep=True
-    )
+    chest = canvas.paint(pose.place(_BELLY), front, part=_BREAST, clip=body, keep=True)
     pattern = [None, _BREAST_SPOTS, _BREAST_STREAKS, _BIB, None][breast]
     if pattern:
         canvas.paint(pose.place(pattern), _BLACK, clip=chest)
 
-    shoulder = (0.12, 0.02)
+    shoulder = (0.06, -0.04)
     shape = pose.place(_WING_SHAPE, shoulder, pose.wing)
     folded = canvas.paint(shape, wing, part=_WING, outline=rim, keep=True)
     pattern = [None, _WING_BARS, _WING_DOTS, _WING_TIP, _WING_PATCH][wing_kind]
@@ -483,7 +483,9 @@ def _paint_leaves(canvas: _Canvas, pose: _Pose, rng: np.random.Generator) -> Non
         )
         colour = _hsv(hue + 0.06 * (shade - 0.5), 0.65, value + 0.2 * (shade - 0.5))
         canvas.paint(leaf, colour, part=-1, outline=0.008)
-        vein = np.array([(x + half[0], y + half[1], 0.004, x - half[0], y - half[1], 0)])
+        vein = np.array(
+            [(x + half[0], y + half[1], 0.004, x - half[0], y - half[1], 0)]
+        )
         canvas.paint(vein, colour * np.float32(0.7))
 
 
@@ -497,5 +499,7 @@ def _light(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shade = 1 + slope * (math.cos(angle) * axis + math.sin(angle) * axis[:, None])
     rgb = (rgb - np.float32(0.5)) * np.float32(contrast) + np.float32(0.5)
     rgb *= shade[..., None].astype(np.float32) * gain.astype(np.float32)
-    rgb += np.float32(0.08) * (rng.random((size, size, 1), np.float32) - np.float32(0.5))
+    rgb += np.float32(0.06) * (
+        rng.random((size, size, 1), np.float32) - np.float32(0.5)
+    )
     return (np.clip(rgb, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
