@@ -1,13 +1,125 @@
 """Random crops, flips and colours, on the device, inside the step.
 
-Every draw depends on (seed, step, position in the global batch) only, so that the same
-run gives the same images on any number of devices. Values are 0 to 255 throughout.
+Images are RGB, values 0 to 255. Every draw depends on the given keys only, one key an
+image, so that a run gives the same images on any number of devices.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
-# RGB to luma and two chroma axes (NTSC); hue is the angle in the chroma plane.
-_TO_YIQ = jnp.array(
-    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
-)
+# RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def image_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
+    """One key an image from (seed, step, position in the global batch).
+
+    Args:
+      seed: of the run.
+      step: scalar int32.
+      positions: `[B]` int32.
+
+    Returns:
+      typed keys `[B]`.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+
+
+def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
+    """Draws one training view of each image.
+
+    Args:
+      images: `[B, H, W, 3]`, any real dtype, 0 to 255.
+      keys: typed keys `[B]`, as of `image_keys`.
+      size: side of the views, pixels.
+      config: the `augment` section of a config (see `configs/default.py`).
+
+    Returns:
+      float32 `[B, size, size, 3]`, 0 to 255.
+    """
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        crop_key, colour_key, erase_key = jax.random.split(key, 3)
+        view = _crop(image.astype(jnp.float32), crop_key, size, config)
+        view = jnp.clip(_recolour(view, colour_key, config), 0.0, 255.0)
+        return _erase(view, erase_key, config)
+
+    return jax.vmap(one)(images, keys)
+
+
+def centre_crop(images: jax.Array, size: int) -> jax.Array:
+    """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, as float32."""
+    top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
+    return images[:, top : top + size, left : left + size].astype(jnp.float32)
+
+
+def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
+    """A random window, resized to a square; pixels outside repeat the edge.
+
+    Resizing is two matrix products, which every accelerator is fast at.
+    """
+    height, width, _ = image.shape
+    area_key, aspect_key, place_key, flip_key = jax.random.split(key, 4)
+    low, high = config.crop_area
+    scale = jnp.sqrt(jax.random.uniform(area_key, (), minval=low, maxval=high))
+    stretch = math.log(config.crop_aspect) / 2
+    ratio = jnp.exp(jax.random.uniform(aspect_key, (), minval=-stretch, maxval=stretch))
+    window = scale * jnp.stack([height / ratio, width * ratio])
+    room = jnp.array([height, width], jnp.float32) - window
+    start = room * jax.random.uniform(place_key, (2,))
+    flip = jax.random.uniform(flip_key, ()) < config.flip
+    rows = _resample(start[0], window[0], height, size)
+    columns = _resample(start[1], window[1], width, size)
+    columns = jnp.where(flip, columns[::-1], columns)
+    return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns)
+
+
+def _resample(start: jax.Array, extent: jax.Array, length: int, size: int) -> jax.Array:
+    """Weights `[size, length]` of a triangle filter, widened when it shrinks."""
+    step = extent / size
+    centres = start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * step - 0.5
+    centres = jnp.clip(centres, 0.0, length - 1.0)
+    pixels = jnp.arange(length, dtype=jnp.float32)
+    reach = jnp.maximum(step, 1.0)
+    weights = jax.nn.relu(1.0 - jnp.abs(pixels[None] - centres[:, None]) / reach)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
+    """Brightness, contrast, saturation, hue and grey as one affine map of colours."""
+    keys = jax.random.split(key, 5)
+
+    def symmetric(key: jax.Array, reach: float) -> jax.Array:
+        return jax.random.uniform(key, (), minval=-reach, maxval=reach)
+
+    offset = 255.0 * symmetric(keys[0], config.brightness)
+    contrast = 1.0 + symmetric(keys[1], config.contrast)
+    saturation = 1.0 + symmetric(keys[2], config.saturation)
+    grey = jax.random.uniform(keys[3], ()) < config.grey
+    saturation = jnp.where(grey, 0.0, saturation)
+    angle = math.pi * symmetric(keys[4], config.hue)
+    cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
+    to_yiq = jnp.array(_TO_YIQ)
+    turn = jnp.zeros((3, 3)).at[0, 0].set(1.0)
+    turn = turn.at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
+    colours = jnp.linalg.inv(to_yiq) @ turn @ to_yiq
+    middle = jnp.mean(image)
+    changed = jnp.einsum("hwc,dc->hwd", image - middle, contrast * colours)
+    return changed + middle + offset
+
+
+def _erase(image: jax.Array, key: jax.Array, config) -> jax.Array:
+    """Covers one random rectangle with a random grey (Zhong et al., 2020)."""
+    size = image.shape[0]
+    chance_key, side_key, place_key, grey_key = jax.random.split(key, 4)
+    sides = size * jax.random.uniform(side_key, (2,), minval=0.1, maxval=0.5)
+    start = (size - sides) * jax.random.uniform(place_key, (2,))
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    inside = (pixels >= start[:, None]) & (pixels < (start + sides)[:, None])
+    covered = inside[0][:, None] & inside[1][None, :]
+    covered &= jax.random.uniform(chance_key, ()) < config.erase
+    grey = 255.0 * jax.random.uniform(grey_key, ())
+    return jnp.where(covered[:, :, None], grey, image)

@@ -1,0 +1,157 @@
+"""From indices to batches of pixels, on the host, through Grain.
+
+One element of a Grain data set is a whole batch: the sampler says which images it
+holds, threads or worker processes decode them. Every process reads only its own part
+of the global batch. Nothing here imports jax: workers must not touch a device.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from abe_jax.data.samplers import Sampler
+from abe_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class ImageSource(Protocol):
+    """Random access to images; picklable, safe to read from many threads.
+
+    Attributes:
+      labels: int32 `[N]`, class of each image, an index into `class_names`.
+      class_names: name of each class.
+    """
+
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """An image, uint8 `[H, W, 3]` RGB, of one size for all."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Part of a source: the classes that train, or those that are evaluated.
+
+    Attributes:
+      source: all images.
+      indices: int64 `[n]`, those of the part, in ascending order.
+    """
+
+    source: ImageSource
+    indices: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 `[n]`, class of each image of the part."""
+        return self.source.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self.source[int(self.indices[position])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How this process reads.
+
+    Attributes:
+      num_threads: threads that decode batches, where there are no workers.
+      num_workers: processes that decode batches; 0 for threads of this process.
+      process_index: number of this host process.
+      process_count: number of host processes; each reads its part of every batch.
+    """
+
+    num_threads: int = 4
+    num_workers: int = 0
+    process_index: int = 0
+    process_count: int = 1
+
+    def own_part(self, rows: np.ndarray) -> np.ndarray:
+        """This process's rows of a global batch.
+
+        Raises:
+          UserError: the batch does not divide by the number of processes.
+        """
+        if len(rows) % self.process_count:
+            raise UserError(
+                f"a global batch of {len(rows)} images does not divide by "
+                f"{self.process_count} processes."
+            )
+        return np.split(rows, self.process_count)[self.process_index]
+
+
+def train_batches(
+    subset: Subset, sampler: Sampler, *, start: int, stop: int, reading: Reading
+) -> Iterator[Batch]:
+    """Batches of steps `start` to `stop - 1`, in order.
+
+    Yields:
+      "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`, B this process's part.
+    """
+
+    def rows(step: int) -> np.ndarray:
+        return sampler.batch(step)
+
+    return _read(subset, rows, range(start, stop), reading)
+
+
+def evaluation_batches(
+    subset: Subset, batch_size: int, reading: Reading
+) -> Iterator[Batch]:
+    """Every image of a part exactly once, in order; the last batch is padded.
+
+    Yields:
+      "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`; "position": int64 `[B]`,
+      the image's place in the part, or -1 for padding.
+    """
+
+    def rows(step: int) -> np.ndarray:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        return np.where(positions < len(subset), positions, -1)
+
+    return _read(subset, rows, range(-(-len(subset) // batch_size)), reading)
+
+
+def _read(
+    subset: Subset, rows: Callable[[int], np.ndarray], steps: range, reading: Reading
+) -> Iterator[Batch]:
+    if not steps:
+        return iter(())
+    load = _LoadBatch(subset, subset.labels, rows, reading)
+    batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
+    threads = reading.num_threads
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    stream = batches.to_iter_dataset(options)
+    if reading.num_workers:
+        workers = grain.MultiprocessingOptions(
+            num_workers=reading.num_workers, per_worker_buffer_size=2
+        )
+        stream = stream.mp_prefetch(workers)
+    return iter(stream)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadBatch:
+    subset: Subset
+    labels: np.ndarray
+    rows: Callable[[int], np.ndarray]
+    reading: Reading
+
+    def __call__(self, step: int) -> Batch:
+        own = self.reading.own_part(self.rows(int(step)))
+        return {
+            # Row -1 is padding: any image serves, and the position tells.
+            "image": np.stack([self.subset[i] for i in own]),
+            "label": self.labels[own],
+            "position": own,
+        }

@@ -1,0 +1,79 @@
+"""Optimisers and learning-rate schedules, composed from optax."""
+
+from typing import Any
+
+import jax
+import optax
+
+from abe_jax import models
+from abe_jax.errors import UserError
+
+
+def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Makes the optimiser that `config.train` describes, and its learning rate.
+
+    SGD with momentum is the paper's. Weight decay acts on kernels only: decoupled with
+    AdamW, part of the gradient with SGD.
+
+    Args:
+      config: the `train` section of a config (see `configs/default.py`).
+
+    Raises:
+      UserError: an optimiser or schedule of another name, or warm-up past the end.
+    """
+    schedule = _schedule(config)
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm
+        else optax.identity()
+    )
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_is_kernel)
+    if config.optimizer == "sgd":
+        direction = optax.chain(decay, optax.trace(config.momentum))
+    elif config.optimizer == "adamw":
+        direction = optax.chain(optax.scale_by_adam(), decay)
+    else:
+        raise UserError(
+            f"train.optimizer is {config.optimizer!r}; known are 'sgd' and 'adamw'."
+        )
+    faster = optax.masked(optax.scale(config.new_layer_factor), _is_new)
+    return (
+        optax.chain(clip, direction, faster, optax.scale_by_learning_rate(schedule)),
+        schedule,
+    )
+
+
+def _schedule(config) -> optax.Schedule:
+    rate, warmup = config.learning_rate, config.warmup_steps
+    remaining = config.steps - warmup
+    if remaining < 1:
+        raise UserError(
+            f"train.warmup_steps = {warmup} leaves none of train.steps = "
+            f"{config.steps}; lower it."
+        )
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, remaining)
+    elif config.schedule == "step":
+        after = optax.exponential_decay(
+            rate, config.decay_every, config.decay_rate, staircase=True
+        )
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(rate)
+    else:
+        raise UserError(
+            f"train.schedule is {config.schedule!r}; known are 'cosine', 'step' and "
+            "'constant'."
+        )
+    # The first step already moves: it is taken at 1 / warmup of the rate.
+    before = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
+    return optax.join_schedules([before, after], [warmup])
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _is_new(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: models.is_new_layer(tuple(str(p.key) for p in path)), params
+    )

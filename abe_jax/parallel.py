@@ -1,0 +1,109 @@
+"""One device's program, mapped over all devices. The only place that knows a mesh.
+
+A program is written for one device and the named axis `DATA_AXIS`: it sees its own rows
+of the batch and speaks to the others through collectives over the axis. State is
+replicated, batches are split by rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from abe_jax.errors import UserError
+
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis over the given devices, by default all."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def map_over_devices(
+    program: Callable[[Any, Any], Any],
+    mesh: Mesh,
+    *,
+    mapping: str = "shard_map",
+    rows_out: bool = False,
+    donate_state: bool = False,
+) -> Callable[[Any, Any], Any]:
+    """Compiles one device's program for all devices of a mesh.
+
+    Args:
+      program: `(state, rows) -> outputs`, run by every device on its own rows.
+      mesh: as of `make_mesh`.
+      mapping: "shard_map" or "pmap"; the same program, the same results.
+      rows_out: True where the outputs are rows, as the batch is; False where every
+        device ends with equal outputs.
+      donate_state: whether the memory of the state is given to the outputs.
+
+    Returns:
+      `(state, batch) -> outputs` on global arrays.
+
+    Raises:
+      UserError: a mapping of another name.
+    """
+    donated = (0,) if donate_state else ()
+    if mapping == "shard_map":
+        rows, same = PartitionSpec(DATA_AXIS), PartitionSpec()
+        mapped = jax.shard_map(
+            program,
+            mesh=mesh,
+            in_specs=(same, rows),
+            out_specs=rows if rows_out else same,
+            # The program sums its gradients itself. With the check on, JAX would have
+            # summed those of replicated parameters already.
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated)
+    if mapping != "pmap":
+        raise UserError(
+            f"parallel.mapping is {mapping!r}; known are 'shard_map' and 'pmap'."
+        )
+    mapped = jax.pmap(
+        program,
+        axis_name=DATA_AXIS,
+        in_axes=(None, 0),
+        out_axes=0 if rows_out else None,  # pyright: ignore[reportArgumentType]
+        devices=list(mesh.devices.flat),
+        donate_argnums=donated,
+    )
+
+    def by_device(state: Any, batch: Any) -> Any:
+        stacked = jax.tree.map(
+            lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch
+        )
+        outputs = mapped(state, stacked)
+        if not rows_out:
+            return outputs
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+    return by_device
+
+
+def split_rows(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of a global batch on the mesh, split by rows.
+
+    Raises:
+      UserError: the global batch does not divide by the number of devices.
+    """
+    for rows in jax.tree.leaves(batch):
+        total = rows.shape[0] * jax.process_count()
+        if total % mesh.size:
+            raise UserError(
+                f"a batch of {total} images does not divide by {mesh.size} devices; "
+                "change the batch size."
+            )
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Copies a tree of arrays to every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,79 @@
+"""Every field of a config, with its default. Other configs start from this one.
+
+Fields marked (ours) are choices of this project: the paper does not give them, or they
+do not exist there. Choose them with `data.validation_fraction` above 0, never on the
+test classes. Override any field on the command line: `--config.train.steps=100`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Defaults: ABE-8^512 on a folder of images, as far as the paper says."""
+    config = ConfigDict()
+    config.seed = 0  # of weights, batches and augmentation
+
+    config.model = model = ConfigDict()
+    model.name = "abe"
+    model.trunk = "googlenet"  # googlenet: BVLC's, with LRN; googlenet_bn: batch norm
+    model.num_learners = 8  # M
+    model.embedding_dim = 512  # D, of all learners together
+    model.width = 1.0  # factor on the trunk's channels; 1 is the paper's (ours)
+
+    config.loss = loss = ConfigDict()
+    loss.margin = 1.0  # m_c, of squared distances
+    loss.divergence_margin = 1.0  # m_div
+    loss.divergence_weight = 1.0  # lambda_div; L_div is divided by the batch size (ours)
+
+    config.data = data = ConfigDict()
+    data.name = "image_folder"  # image_folder | birds (generated, no download)
+    data.path = placeholder(str)  # folder or zip file with one folder a class
+    data.load_size = 256  # side of the squares that the host delivers (ours)
+    data.image_size = 224  # side of the crops that the model sees
+    data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images
+    data.images_per_class = 4  # K, for sampler = "classes"
+    data.validation_fraction = 0.0  # share of the training classes held out (ours)
+    data.in_memory = False  # decode each image once and keep it
+    data.num_threads = 4  # decoding threads, where there are no workers
+    data.num_workers = 0  # decoding processes
+    data.birds_classes = 128  # of the generated birds
+    data.birds_images_per_class = 24
+
+    # All of it (ours). Probabilities are 0 to 1; 0 switches a change off.
+    config.augment = augment = ConfigDict()
+    augment.crop_area = (0.3, 1.0)  # of the image; above 1 zooms out
+    augment.crop_aspect = 1.33  # widest width over height
+    augment.flip = 0.5  # probability of a left-right flip
+    augment.brightness = 0.0  # reach of the offset, 1 is the whole range
+    augment.contrast = 0.0  # reach of the factor around 1
+    augment.saturation = 0.0  # reach of the factor around 1
+    augment.hue = 0.0  # reach of the turn, 1 is half the colour circle
+    augment.grey = 0.0  # probability of no colour
+    augment.erase = 0.0  # probability of a covered rectangle
+
+    config.train = train = ConfigDict()
+    train.steps = 10_000  # (ours)
+    train.batch_size = 64  # images of the global batch
+    train.optimizer = "sgd"  # sgd | adamw
+    train.learning_rate = 1e-3  # peak (ours)
+    train.momentum = 0.9  # of sgd
+    train.weight_decay = 1e-4  # of kernels (ours)
+    train.schedule = "cosine"  # cosine | step | constant (ours)
+    train.warmup_steps = 0  # linear from 0 (ours)
+    train.decay_every = 5_000  # steps, of schedule = "step" (ours)
+    train.decay_rate = 0.1  # of schedule = "step" (ours)
+    train.clip_norm = 0.0  # global norm of the gradient; 0: no clipping (ours)
+    train.new_layer_factor = 1.0  # learning rate of attention's last layer, head (ours)
+    train.log_every = 50
+    train.eval_every = 1_000
+    train.checkpoint_every = 1_000
+    train.keep_checkpoints = 2
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch_size = 64
+    evaluation.recall_at = (1, 2, 4, 8)
+
+    config.parallel = parallel = ConfigDict()
+    parallel.mapping = "shard_map"  # shard_map | pmap: how the step meets the devices
+    return config
