@@ -19,7 +19,7 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
       config: the `train` section of a config (see `configs/default.py`).
 
     Raises:
-      UserError: an optimiser or schedule of another name, or warm-up past the end.
+      UserError: an optimiser or schedule of another name.
     """
     schedule = _schedule(config)
     clip = (
@@ -36,23 +36,20 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
         raise UserError(
             f"train.optimizer is {config.optimizer!r}; known are 'sgd' and 'adamw'."
         )
-    faster = optax.masked(optax.scale(config.new_layer_factor), _is_new)
+    if config.new_layer_factor != 1.0:
+        faster = optax.masked(optax.scale(config.new_layer_factor), _is_new)
+        direction = optax.chain(direction, faster)
     return (
-        optax.chain(clip, direction, faster, optax.scale_by_learning_rate(schedule)),
+        optax.chain(clip, direction, optax.scale_by_learning_rate(schedule)),
         schedule,
     )
 
 
 def _schedule(config) -> optax.Schedule:
     rate, warmup = config.learning_rate, config.warmup_steps
-    remaining = config.steps - warmup
-    if remaining < 1:
-        raise UserError(
-            f"train.warmup_steps = {warmup} leaves none of train.steps = "
-            f"{config.steps}; lower it."
-        )
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(rate, remaining)
+        # A trial run may be shorter than its warm-up.
+        after = optax.cosine_decay_schedule(rate, max(config.steps - warmup, 1))
     elif config.schedule == "step":
         after = optax.exponential_decay(
             rate, config.decay_every, config.decay_rate, staircase=True

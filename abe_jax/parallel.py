@@ -85,19 +85,21 @@ def map_over_devices(
     return by_device
 
 
-def split_rows(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's rows of a global batch on the mesh, split by rows.
+def require_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Refuses a global batch that the devices cannot share equally.
 
     Raises:
-      UserError: the global batch does not divide by the number of devices.
+      UserError: the batch does not divide by the number of devices.
     """
-    for rows in jax.tree.leaves(batch):
-        total = rows.shape[0] * jax.process_count()
-        if total % mesh.size:
-            raise UserError(
-                f"a batch of {total} images does not divide by {mesh.size} devices; "
-                "change the batch size."
-            )
+    if batch_size % mesh.size:
+        raise UserError(
+            f"train.batch_size = {batch_size} does not divide by {mesh.size} devices; "
+            "make it a multiple."
+        )
+
+
+def split_rows(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows of a global batch on the mesh, split by rows."""
     sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -107,3 +109,11 @@ def split_rows(batch: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a tree of arrays to every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def abstract_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes of a tree, to be held by every device of the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )

@@ -30,10 +30,26 @@ class TrainState(NamedTuple):
     opt_state: Tree
 
 
+def initial_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, with the weights of the model."""
+    _, params, model_state = split_model(model)
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, model_state, optimizer.init(params))
+
+
 def split_model(model: nnx.Module) -> tuple[Any, Tree, Tree]:
     """Splits a module into its structure, parameters and other variables."""
     graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+
+def _view(model: nnx.Module, *, use_running_average: bool) -> nnx.Module:
+    """The module with batch norm, where there is any, in one of its two modes."""
+    return nnx.view(
+        model, use_running_average=use_running_average, raise_if_not_found=False
+    )
 
 
 def _merge(graphdef: Any, params: Tree, model_state: Tree) -> Any:
@@ -58,7 +74,7 @@ def make_train_step(
       learning_rate: schedule, for the metrics.
       config: whole config.
     """
-    graphdef = split_model(nnx.view(model, use_running_average=False))[0]
+    graphdef = split_model(_view(model, use_running_average=False))[0]
     weight = config.loss.divergence_weight
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
@@ -115,7 +131,7 @@ def make_embed_step(
     centre crop and the running averages of batch norm, and returns `[B, M, D/M]`
     float32.
     """
-    graphdef = split_model(nnx.view(model, use_running_average=True))[0]
+    graphdef = split_model(_view(model, use_running_average=True))[0]
 
     def embed(variables: tuple[Tree, Tree], images: jax.Array) -> jax.Array:
         net = _merge(graphdef, *variables)

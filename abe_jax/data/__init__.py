@@ -7,6 +7,7 @@ from absl import logging
 
 from abe_jax.data.birds import Birds
 from abe_jax.data.image_folder import ImageFolder
+from abe_jax.data.memory import InMemory
 from abe_jax.data.pipeline import (
     Batch,
     ImageSource,
@@ -75,6 +76,8 @@ def create(config) -> Splits:
         held_out = _held_out(train_classes, config.validation_fraction)
         evaluation = in_train & np.isin(source.labels, held_out)
         train, name = in_train & ~evaluation, "validation"
+    if config.in_memory:
+        source = InMemory(source)
     parts = [Subset(source, np.flatnonzero(mask)) for mask in (train, evaluation)]
     shared = np.intersect1d(*(part.labels for part in parts))
     if len(shared):

@@ -40,6 +40,18 @@ _WHITE = np.array([0.97, 0.96, 0.92], np.float32)
 _RED = np.array([0.86, 0.10, 0.10], np.float32)
 _GOLD = np.array([1.00, 0.80, 0.10], np.float32)
 _RUFOUS = np.array([0.90, 0.38, 0.10], np.float32)
+_CHESTNUT = np.array([0.66, 0.27, 0.16], np.float32)
+_BLUE = np.array([0.25, 0.60, 0.95], np.float32)
+_BEAK_COLOURS = np.array(
+    [
+        [0.98, 0.62, 0.10],
+        [0.16, 0.15, 0.17],
+        [0.93, 0.87, 0.70],
+        [0.90, 0.28, 0.22],
+        [0.42, 0.60, 0.80],
+    ],
+    np.float32,
+)
 
 # Shapes in bird units (half a body long), x forwards and y down, relative to the
 # middle of the head for heads and beaks, the shoulder for wings, the rump for tails.
@@ -55,15 +67,15 @@ _CAP = [(-0.40, -0.24, 0.17, 0.28, -0.36, 0.20)]
 _MASK = [(-0.45, -0.03, 0.13, 0.45, -0.03, 0.13)]
 _CHEEK = [(-0.10, 0.20, 0.20, 0.08, 0.22, 0.16)]
 _BEAKS = [
-    [(0.28, 0.05, 0.20, 0.68, 0.10, 0.02)],
-    [(0.30, 0.03, 0.10, 1.20, 0.00, 0.03)],
-    [(0.28, 0.00, 0.18, 0.60, 0.03, 0.15), (0.62, 0.04, 0.14, 0.68, 0.34, 0.02)],
+    [(0.28, 0.05, 0.23, 0.72, 0.11, 0.03)],
+    [(0.30, 0.03, 0.11, 1.28, 0.00, 0.04)],
+    [(0.28, 0.00, 0.20, 0.62, 0.03, 0.18), (0.66, 0.05, 0.15, 0.72, 0.42, 0.03)],
     [
-        (0.30, 0.00, 0.10, 0.66, 0.04, 0.08),
-        (0.66, 0.04, 0.08, 0.94, 0.22, 0.06),
-        (0.94, 0.22, 0.06, 1.08, 0.54, 0.03),
+        (0.30, 0.00, 0.11, 0.68, 0.04, 0.10),
+        (0.68, 0.04, 0.10, 0.98, 0.24, 0.08),
+        (0.98, 0.24, 0.08, 1.10, 0.60, 0.04),
     ],
-    [(0.30, 0.03, 0.09, 0.80, 0.08, 0.07), (0.86, 0.09, 0.15, 1.00, 0.11, 0.19)],
+    [(0.30, 0.03, 0.11, 0.82, 0.08, 0.08), (0.88, 0.09, 0.17, 1.06, 0.11, 0.22)],
 ]
 _WING_SHAPE = [(-0.04, 0.02, 0.31, -0.98, 0.18, 0.12)]
 _WING_BARS = [
@@ -87,14 +99,19 @@ _BREAST_STREAKS = [
     for x, y in [(0.52, -0.24), (0.68, -0.14), (0.84, 0.00), (0.46, 0.10)]
     + [(0.64, 0.26), (0.40, 0.40), (0.20, 0.34), (0.02, 0.40)]
 ]
-_BIB = [(0.70, -0.16, 0.25, 0.62, 0.04, 0.16)]
+_BIB = [(0.76, -0.16, 0.26, 0.72, 0.16, 0.18)]
 _TAILS = [
-    [(0.10, 0.0, 0.16, -0.52, 0.03, 0.15)],
-    [(0.1, 0.0, 0.13, -1.05, -0.38, 0.03), (0.1, 0.0, 0.13, -1.05, 0.38, 0.03)],
-    [(0.1, 0.0, 0.10, -0.70, 0.22 * k, 0.11 - 0.01 * k * k) for k in range(-2, 3)],
-    [(0.10, 0.0, 0.14, -1.40, 0.03, 0.07)],
-    [(0.1, 0.0, 0.09, -0.95, 0.0, 0.035), (-1.02, 0.0, 0.17, -1.10, 0.0, 0.17)],
+    [(0.10, 0.0, 0.17, -0.58, 0.03, 0.15)],
+    [(0.1, 0.0, 0.14, -1.12, -0.44, 0.04), (0.1, 0.0, 0.14, -1.12, 0.44, 0.04)],
+    [(0.1, 0.0, 0.10, -0.78, 0.25 * k, 0.13 - 0.01 * k * k) for k in range(-2, 3)],
+    [(0.10, 0.0, 0.15, -1.45, 0.03, 0.08)],
+    [(0.1, 0.0, 0.10, -0.95, 0.0, 0.05), (-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)],
 ]
+_FAN_BAND = [
+    (-0.86, -0.8, 0.12, -0.98, 0.0, 0.12),
+    (-0.98, 0.0, 0.12, -0.86, 0.8, 0.12),
+]
+_RACKET_DISC = [(-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)]
 
 
 class Birds:
@@ -340,7 +357,7 @@ class _Pose:
         return cls(
             x=rng.uniform(0.44, 0.56),
             y=rng.uniform(0.46, 0.58),
-            scale=rng.uniform(0.195, 0.255),
+            scale=rng.uniform(0.20, 0.26),
             facing=1.0 if rng.random() < 0.5 else -1.0,
             slim=rng.uniform(0.86, 1.0),
             tilt=rng.uniform(-0.5, 0.2),
@@ -421,17 +438,23 @@ def _paint_bird(
     coat = _hsv(hue, rng.uniform(0.15, 0.5), rng.uniform(0.45, 0.75))
     wing = _hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.5), 0.42)
     belly = _hsv(rng.uniform(0.08, 0.2), rng.uniform(0.05, 0.25), 0.92)
-    beak = _hsv(rng.uniform(0.04, 0.14), rng.uniform(0.3, 0.95), rng.uniform(0.5, 0.95))
+    legging = _hsv(rng.uniform(0.04, 0.14), rng.uniform(0.3, 0.9), 0.6)
     bark = _hsv(rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.5), rng.uniform(0.25, 0.5))
     lean, thickness = rng.uniform(-0.35, 0.35), rng.uniform(0.07, 0.14)
 
-    head, beak_kind, breast, wing_kind, tail = attributes
+    head, beak, breast, wing_kind, tail = attributes
     perch = [(-6.0, 0.0, thickness, 6.0, 0.0, thickness)]
     canvas.paint(pose.place(perch, (0.1, 1.06), lean), bark, outline=rim)
-    rump = pose.place(_TAILS[tail], (-0.78, 0.26), pose.tail)
-    canvas.paint(rump, wing * np.float32(1.25), part=_TAIL, outline=rim)
+    rump = (-0.78, 0.24)
+    feathers = [coat, _BLACK * 2, wing, _CHESTNUT, wing][tail]
+    shape = pose.place(_TAILS[tail], rump, pose.tail)
+    fan = canvas.paint(shape, feathers, part=_TAIL, outline=rim, keep=True)
+    pattern = [None, None, _FAN_BAND, None, _RACKET_DISC][tail]
+    if pattern:
+        colour = _WHITE if tail == 2 else _BLUE
+        canvas.paint(pose.place(pattern, rump, pose.tail), colour, clip=fan)
     legs = [(0.0, 0.5, 0.05, 0.06, 1.02, 0.04), (0.22, 0.5, 0.05, 0.26, 1.02, 0.04)]
-    canvas.paint(pose.place(legs), beak * np.float32(0.75))
+    canvas.paint(pose.place(legs), legging)
 
     body = canvas.paint(pose.place(_BODY), coat, part=-1, outline=rim, keep=True)
     front = belly if breast != 4 else _RUFOUS
@@ -458,10 +481,10 @@ def _paint_bird(
     if pattern:
         colour = [_WHITE, _RED, _BLACK, _WHITE, _WHITE][head]
         canvas.paint(pose.place(pattern, neck, pose.nod), colour, clip=skull)
-    bill = pose.place(_BEAKS[beak_kind], neck, pose.nod)
-    canvas.paint(bill, beak, part=_BEAK, outline=rim)
-    for radius, shift, colour in [(0.12, 0, _WHITE), (0.085, 0, _BLACK)]:
-        eye = [(0.13 + shift, -0.06 + shift, radius) * 2]
+    bill = pose.place(_BEAKS[beak], neck, pose.nod)
+    canvas.paint(bill, _BEAK_COLOURS[beak], part=_BEAK, outline=rim)
+    for radius, colour in [(0.12, _WHITE), (0.085, _BLACK)]:
+        eye = [(0.13, -0.06, radius) * 2]
         canvas.paint(pose.place(eye, neck, pose.nod), colour)
 
 

@@ -76,6 +76,11 @@ class Reading:
     process_index: int = 0
     process_count: int = 1
 
+    @classmethod
+    def of_this_process(cls, config) -> "Reading":
+        """As the `data` section of a config says, for this of the host processes."""
+        return cls(config.num_threads, config.num_workers)
+
     def own_part(self, rows: np.ndarray) -> np.ndarray:
         """This process's rows of a global batch.
 

@@ -75,12 +75,10 @@ def max_pool(
     Returns:
       `[B, H', W', C]`, with `H' = (H + top + bottom - window) // stride + 1`.
     """
-    lowest = jnp.array(-jnp.inf, maps.dtype)
-
     def native(x: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(
             x,
-            lowest,
+            -jnp.inf,  # a literal: JAX must see that this is a maximum
             jax.lax.max,
             (1, window, window, 1),
             (1, stride, stride, 1),

@@ -1,0 +1,171 @@
+"""Checkpoints of a run, through Orbax, and the workdir that holds them."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from abe_jax import parallel
+from abe_jax.errors import UserError
+from abe_jax.train_step import TrainState
+
+CONFIG_FILE = "config.json"
+
+# Fields that may change between two starts of a run: they do not change its result.
+_FREE_FIELDS = (
+    "data.path",
+    "data.in_memory",
+    "data.num_threads",
+    "data.num_workers",
+    "eval.batch_size",
+    "eval.recall_at",
+    "parallel.mapping",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+
+
+def claim_workdir(workdir: pathlib.Path, config) -> None:
+    """Makes the workdir this config's, or checks that it already is.
+
+    Raises:
+      UserError: the workdir holds a run of another config; the fields that differ are
+        named.
+    """
+    path = workdir / CONFIG_FILE
+    current = json.loads(config.to_json_best_effort())
+    if path.exists():
+        _refuse_other_config(_read_json(path), current, workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(current, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir: {error}.") from error
+
+
+def require_run(workdir: pathlib.Path, config) -> None:
+    """Checks that the workdir holds a run of this config.
+
+    Raises:
+      UserError: there is no run, or it is one of another config.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise UserError(
+            f"{workdir} holds no run (no {CONFIG_FILE}); train first, or give the "
+            "--workdir of a run."
+        )
+    current = json.loads(config.to_json_best_effort())
+    _refuse_other_config(_read_json(path), current, workdir)
+
+
+class Checkpoints:
+    """The checkpoints of a workdir: state after a step, and the config."""
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+        """Opens `workdir/checkpoints`.
+
+        Args:
+          workdir: of the run.
+          keep: how many of the newest checkpoints stay.
+        """
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(
+            (workdir / "checkpoints").absolute(), options=options
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, config) -> None:
+        """Writes the state in the background, unless its step is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()),
+                config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
+            ),
+        )
+
+    def restore(
+        self, like: TrainState, mesh: jax.sharding.Mesh, step: int | None = None
+    ) -> TrainState:
+        """Reads a state back, replicated over the mesh, whatever wrote it.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes; arrays or abstract.
+          mesh: the devices that get it.
+          step: which checkpoint; the newest by default.
+
+        Raises:
+          UserError: no such checkpoint, or it does not fit the model.
+        """
+        steps = self.steps
+        if not steps:
+            raise UserError(f"no checkpoint in {self._manager.directory}; train first.")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise UserError(
+                f"no checkpoint of step {step} in {self._manager.directory}; there "
+                f"are {', '.join(map(str, steps))}."
+            )
+        target = parallel.abstract_replicated(like._asdict(), mesh)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint of step {step} does not fit the config's model: "
+                f"{_first_line(error)}"
+            ) from error
+        return TrainState(**restored["state"])
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def _refuse_other_config(stored: dict, current: dict, workdir: pathlib.Path) -> None:
+    old, new = _flat(stored), _flat(current)
+    changed = [
+        f"{name} (there {old.get(name)!r}, now {new.get(name)!r})"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in _FREE_FIELDS
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config: {', '.join(changed)}. Use "
+            "another --workdir, or the run's own settings."
+        )

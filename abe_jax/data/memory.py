@@ -1,0 +1,29 @@
+"""Small data sets, kept in memory once decoded."""
+
+import numpy as np
+
+from abe_jax.data.pipeline import ImageSource
+
+
+class InMemory:
+    """A source whose images are read once and then kept.
+
+    Attributes:
+      labels: those of the source.
+      class_names: those of the source.
+    """
+
+    def __init__(self, source: ImageSource):
+        self.labels = source.labels
+        self.class_names = source.class_names
+        self._source = source
+        self._images: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image = self._images.get(index)
+        if image is None:
+            image = self._images[index] = self._source[index]
+        return image

@@ -1,0 +1,232 @@
+"""Embeds a part of the data and measures retrieval in it."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from abe_jax import (
+    checkpoint,
+    data,
+    models,
+    optimizer,
+    parallel,
+    retrieval,
+    train_step,
+)
+from abe_jax.errors import UserError
+
+EVALUATION_FILE = "evaluation.json"
+
+
+
+class Evaluator:
+    """Embeds the classes held out and measures retrieval among them."""
+
+    def __init__(self, config, model: nnx.Module, splits: data.Splits, mesh: Mesh):
+        """Compiles nothing yet; the first run does.
+
+        Args:
+          config: whole config.
+          model: gives structure and preprocessing.
+          splits: as of `data.create`; its `evaluation` part is measured.
+          mesh: the devices.
+        """
+        self._config = config
+        self._splits = splits
+        self._mesh = mesh
+        self._embed = parallel.map_over_devices(
+            train_step.make_embed_step(model, config.data.image_size),
+            mesh,
+            mapping=config.parallel.mapping,
+            rows_out=True,
+        )
+
+    def run(
+        self, state: train_step.TrainState, check: Callable[[], None] = lambda: None
+    ) -> dict:
+        """Measures a state.
+
+        Args:
+          state: replicated over the mesh.
+          check: called before every batch; may raise to stop.
+
+        Returns:
+          the content of `evaluation.json`.
+
+        Raises:
+          UserError: as of `measure`.
+        """
+        subset = self._splits.evaluation
+        embeddings = self.embed(state, subset, check)
+        ks = self._config.eval.recall_at
+        return {
+            "step": int(state.step),
+            **measure(embeddings, subset.labels, ks),
+            "protocol": _protocol(self._config, self._splits),
+        }
+
+    def embed(
+        self,
+        state: train_step.TrainState,
+        subset: data.Subset,
+        check: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Embeds every image of a part once: float32 `[n, M, D/M]`, in its order."""
+        batch_size, devices = self._config.eval.batch_size, self._mesh.size
+        batch_size = -(-batch_size // devices) * devices
+        reading = data.Reading.of_this_process(self._config.data)
+        parts = []
+        for batch in data.evaluation_batches(subset, batch_size, reading):
+            check()
+            images = parallel.split_rows(batch["image"], self._mesh)
+            rows = self._embed((state.params, state.model_state), images)
+            parts.append(np.asarray(rows)[batch["position"] >= 0])
+        return np.concatenate(parts)
+
+
+def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
+    """Restores a run's checkpoint, measures it and writes `evaluation.json`.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run.
+      step: which checkpoint; the newest by default.
+
+    Returns:
+      the content of `evaluation.json`.
+
+    Raises:
+      UserError: no such run or checkpoint, or one of another config.
+    """
+    folder = pathlib.Path(workdir)
+    checkpoint.require_run(folder, config)
+    model = models.create(config.model, rngs=nnx.Rngs(config.seed))
+    splits = data.create(config.data)
+    mesh = parallel.make_mesh()
+    optimiser, _ = optimizer.create(config.train)
+    state = train_step.initial_state(model, optimiser)
+    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        state = checkpoints.restore(state, mesh, step)
+    evaluation = Evaluator(config, model, splits, mesh).run(state)
+    write(evaluation, folder)
+    return evaluation
+
+
+def measure(
+    embeddings: np.ndarray, labels: np.ndarray, recall_at: Iterable[int]
+) -> dict:
+    """Recall@K and MAP@R of the ensemble, of each learner, and their mean.
+
+    Args:
+      embeddings: float32 `[n, M, D/M]`, unit length per learner.
+      labels: integer `[n]`.
+      recall_at: the values of K.
+
+    Returns:
+      the fields of `evaluation.json` that speak of retrieval.
+
+    Raises:
+      UserError: no query has another image of its class, K is larger than the gallery,
+        or an embedding is not finite.
+    """
+    ks = tuple(recall_at)
+
+    def one(rows: np.ndarray) -> retrieval.RetrievalResult:
+        try:
+            return retrieval.evaluate_retrieval(rows, labels, ks)
+        except ValueError as error:
+            raise UserError(f"the evaluation failed: {error}") from error
+
+    def fields(result: retrieval.RetrievalResult) -> dict:
+        return {
+            "recall": {str(k): result.recall[k] for k in ks},
+            "map_at_r": result.map_at_r,
+        }
+
+    # The squared distance of the concatenation is the sum over the learners.
+    ensemble = one(embeddings.reshape(len(embeddings), -1))
+    learners = [fields(one(embeddings[:, m])) for m in range(embeddings.shape[1])]
+    return {
+        "num_queries": ensemble.num_queries,
+        "num_gallery": ensemble.num_gallery,
+        "num_lone_queries": ensemble.num_lone_queries,
+        **fields(ensemble),
+        "learners": learners,
+        "mean_learner": {
+            "recall": {
+                k: float(np.mean([m["recall"][k] for m in learners]))
+                for k in learners[0]["recall"]
+            },
+            "map_at_r": float(np.mean([m["map_at_r"] for m in learners])),
+        },
+    }
+
+
+def _protocol(config, splits: data.Splits) -> dict:
+    """What a number must be reported with."""
+    return {
+        "data": config.data.name,
+        "split": splits.evaluation_name,
+        "zero_shot": splits.zero_shot,
+        "num_classes": len(np.unique(splits.evaluation.labels)),
+        "trunk": config.model.trunk,
+        "width": config.model.width,
+        "num_learners": config.model.num_learners,
+        "embedding_dim": config.model.embedding_dim,
+        "image_size": config.data.image_size,
+        "crop": "centre",
+        "similarity": "inner product of the concatenated unit-length embeddings",
+        "ties": "count against the model",
+    }
+
+
+def write(evaluation: dict, workdir: pathlib.Path) -> None:
+    """Writes `evaluation.json`."""
+    text = json.dumps(evaluation, indent=2) + "\n"
+    (workdir / EVALUATION_FILE).write_text(text)
+
+
+def scalars(evaluation: dict) -> dict[str, float]:
+    """An evaluation as flat metrics: `eval/recall@1`, `eval/learner_0/recall@1`, ..."""
+    parts = {"eval": evaluation, "eval/mean_learner": evaluation["mean_learner"]}
+    for number, learner in enumerate(evaluation["learners"]):
+        parts[f"eval/learner_{number}"] = learner
+    metrics = {}
+    for name, part in parts.items():
+        for k, value in part["recall"].items():
+            metrics[f"{name}/recall@{k}"] = value
+        metrics[f"{name}/map_at_r"] = part["map_at_r"]
+    return metrics
+
+
+def table(columns: dict[str, dict[str, float]], num_learners: int) -> str:
+    """A table of Recall@K and MAP@R, a row for each learner and the ensemble.
+
+    Args:
+      columns: title to flat metrics as of `scalars`, e.g. {"untrained": ..., ...}.
+      num_learners: M.
+
+    Returns:
+      lines of plain text.
+    """
+    rows = {f"learner {m}": f"eval/learner_{m}/" for m in range(num_learners)}
+    rows |= {"mean learner": "eval/mean_learner/", "ensemble": "eval/"}
+    names = [
+        name.removeprefix("eval/")
+        for name in next(iter(columns.values()))
+        if name.count("/") == 1 and ("recall@" in name or "map_at_r" in name)
+    ]
+    shown = {n: n.replace("recall@", "R@").replace("map_at_r", "MAP@R") for n in names}
+    lines = [
+        " " * 12 + "".join(f"{title:>{8 * len(names)}}" for title in columns),
+        " " * 12 + "".join(f"{shown[n]:>8}" for _ in columns for n in names),
+    ]
+    for row, prefix in rows.items():
+        cells = (metrics[prefix + n] for metrics in columns.values() for n in names)
+        lines.append(f"{row:<12}" + "".join(f"{cell:>8.3f}" for cell in cells))
+    return "\n".join(lines)
