@@ -9,10 +9,10 @@ from abe_jax.data import birds
 from abe_jax.data.birds import PART_NAMES, PARTS, Birds, render
 
 GOLDEN_MEANS = {
-    0: [193.72, 146.12, 126.46],
-    1000: [142.19, 106.65, 127.32],
-    1536: [110.67, 105.37, 81.03],
-    3071: [114.06, 116.98, 96.74],
+    0: [106.37, 144.69, 108.93],
+    1000: [127.06, 169.14, 141.46],
+    1536: [152.34, 161.47, 165.32],
+    3071: [121.61, 129.74, 108.73],
 }
 GOLDEN_ATTRIBUTES = [[3, 1, 0, 4, 0], [2, 2, 3, 4, 3], [1, 4, 1, 0, 0]]
 
@@ -140,7 +140,7 @@ def test_raw_pixels_do_not_tell_the_classes(data: Birds):
         ({"num_classes": 0}, "num_classes is 0, but must be from 1 to 625"),
         ({"images_per_class": 0}, "images_per_class is 0, but must be at least 1"),
         ({"image_size": -64}, "image_size is -64, but must be at least 16"),
-        ({"seed": -1}, "seed is -1, but must be 0 or larger"),
+        ({"seed": -1}, "seed is -1, but must be at least 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, int], message: str):

@@ -21,97 +21,122 @@ from collections.abc import Sequence
 
 import numpy as np
 
+
+def _rgb(code: int) -> np.ndarray:
+    """Returns float32 [3], 0 to 1, of a colour such as 0xFFCC1A."""
+    return np.array([code >> 16, code >> 8 & 255, code & 255], np.float32) / 255
+
+
+def _dots(radius: float, *points: tuple[float, float]) -> list[tuple[float, ...]]:
+    """Returns capsules without length."""
+    return [(x, y, radius) * 2 for x, y in points]
+
+
+_BLACK, _WHITE, _RUFOUS = _rgb(0x17141A), _rgb(0xF7F5EB), _rgb(0xE6611A)
+
+# Bird units: half a body is 1 long, x points forwards and y down. What is drawn for
+# the head and beak is relative to the middle of the head, for the wing to the
+# shoulder, for the tail to the rump.
+_NECK, _SHOULDER, _RUMP, _FEET = (
+    (0.60, -0.56),
+    (0.06, -0.04),
+    (-0.78, 0.24),
+    (0.1, 1.06),
+)
+_BODY = [(-0.72, 0.22, 0.25, 0.20, 0.06, 0.64), (0.25, -0.10, 0.48, 0.55, -0.50, 0.36)]
+_LEGS = [(0.0, 0.5, 0.05, 0.06, 1.02, 0.04), (0.22, 0.5, 0.05, 0.26, 1.02, 0.04)]
+_HEAD = [(0.0, 0.0, 0.43) * 2]
+_CHEST = [(0.66, -0.04, 0.44, 0.05, 0.56, 0.44)]
+_WING = [(-0.04, 0.02, 0.31, -0.98, 0.18, 0.12)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """One value of a part: a shape, and a pattern on it. No colour: the bird's own."""
+
+    shape: Sequence[tuple[float, ...]]
+    colour: np.ndarray | None = None
+    pattern: Sequence[tuple[float, ...]] = ()
+    ink: np.ndarray | None = None
+
+
+# fmt: off
+_LOOKS: dict[str, dict[str, _Look]] = {
+    "head": {
+        "plain": _Look(_HEAD),
+        "capped": _Look(
+            _HEAD, None, [(-0.40, -0.24, 0.17, 0.28, -0.36, 0.20)], _rgb(0xDB1A1A)),
+        "masked": _Look(_HEAD, None, [(-0.45, -0.03, 0.13, 0.45, -0.03, 0.13)], _BLACK),
+        "crested": _Look(_HEAD + [
+            (0.12, -0.30, 0.16, -0.12, -0.95, 0.03),
+            (-0.05, -0.25, 0.18, -0.50, -0.82, 0.03),
+            (-0.20, -0.12, 0.18, -0.74, -0.50, 0.03)]),
+        "cheeked": _Look(_HEAD, None, [(-0.10, 0.20, 0.20, 0.08, 0.22, 0.16)], _WHITE),
+    },
+    "beak": {
+        "cone": _Look([(0.28, 0.05, 0.23, 0.72, 0.11, 0.03)], _rgb(0xFA9E1A)),
+        "needle": _Look([(0.30, 0.03, 0.11, 1.28, 0.00, 0.04)], _rgb(0x29262B)),
+        "hook": _Look([
+            (0.28, 0.00, 0.20, 0.62, 0.03, 0.18),
+            (0.66, 0.05, 0.15, 0.72, 0.42, 0.03)], _rgb(0xEDDEB3)),
+        "sickle": _Look([
+            (0.30, 0.00, 0.11, 0.68, 0.04, 0.10),
+            (0.68, 0.04, 0.10, 0.98, 0.24, 0.08),
+            (0.98, 0.24, 0.08, 1.10, 0.60, 0.04)], _rgb(0xE64738)),
+        "spoon": _Look([
+            (0.30, 0.03, 0.11, 0.82, 0.08, 0.08),
+            (0.88, 0.09, 0.17, 1.06, 0.11, 0.22)], _rgb(0x6B99CC)),
+    },
+    "breast": {
+        "clear": _Look(_CHEST),
+        "spotted": _Look(_CHEST, None, _dots(
+            0.07, (0.58, -0.14), (0.78, -0.04), (0.48, 0.12), (0.72, 0.20),
+            (0.46, 0.36), (0.64, 0.44), (0.24, 0.44), (0.40, 0.60), (0.14, 0.64),
+            (-0.06, 0.52)), _BLACK),
+        "streaked": _Look(_CHEST, None, [
+            (x, y, 0.04, x - 0.14, y + 0.30, 0.04)
+            for x, y in [(0.52, -0.24), (0.68, -0.14), (0.84, 0.00), (0.46, 0.10),
+                         (0.64, 0.26), (0.40, 0.40), (0.20, 0.34), (0.02, 0.40)]],
+            _BLACK),
+        "bibbed": _Look(_CHEST, None, [(0.76, -0.16, 0.26, 0.72, 0.16, 0.18)], _BLACK),
+        "rufous": _Look(_CHEST, _RUFOUS),
+    },
+    "wing": {
+        "plain": _Look(_WING),
+        "barred": _Look(_WING, None, [
+            (-0.12, -0.40, 0.065, -0.22, 0.50, 0.065),
+            (-0.44, -0.30, 0.065, -0.54, 0.50, 0.065)], _WHITE),
+        "dotted": _Look(_WING, None, _dots(
+            0.075, (0.10, -0.10), (0.02, 0.18), (-0.22, -0.07), (-0.30, 0.20),
+            (-0.50, 0.04), (-0.62, 0.26), (-0.84, 0.14)), _WHITE),
+        "tipped": _Look(_WING, None, [(-0.86, 0.16, 0.30, -1.20, 0.24, 0.30)], _BLACK),
+        "golden": _Look(
+            _WING, None, [(-0.20, 0.08, 0.19, -0.42, 0.12, 0.15)], _rgb(0xFFCC1A)),
+    },
+    "tail": {
+        "short": _Look([(0.10, 0.0, 0.17, -0.58, 0.03, 0.15)]),
+        "forked": _Look([
+            (0.10, 0.0, 0.14, -1.12, -0.44, 0.04),
+            (0.10, 0.0, 0.14, -1.12, 0.44, 0.04)], _rgb(0x2E2933)),
+        "fanned": _Look(
+            [(0.10, 0.0, 0.10, -0.78, 0.25 * k, 0.13 - 0.01 * k * k)
+             for k in (-2, -1, 0, 1, 2)], None,
+            [(-0.86, -0.8, 0.12, -0.98, 0.0, 0.12),
+             (-0.98, 0.0, 0.12, -0.86, 0.8, 0.12)], _WHITE),
+        "long": _Look([(0.10, 0.0, 0.15, -1.45, 0.03, 0.08)], _rgb(0xA84529)),
+        "racket": _Look(
+            [(0.10, 0.0, 0.10, -0.95, 0.0, 0.05), (-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)],
+            None, [(-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)], _rgb(0x4099F2)),
+    },
+}
+# fmt: on
+
 # The values of each part, in the order of `Birds.attributes`. All parts have the same
 # number of values, which the choice of classes relies on.
-PARTS: dict[str, tuple[str, ...]] = {
-    "head": ("plain", "capped", "masked", "crested", "cheeked"),
-    "beak": ("cone", "needle", "hook", "sickle", "spoon"),
-    "breast": ("clear", "spotted", "streaked", "bibbed", "rufous"),
-    "wing": ("plain", "barred", "dotted", "tipped", "golden"),
-    "tail": ("short", "forked", "fanned", "long", "racket"),
-}
+PARTS: dict[str, tuple[str, ...]] = {part: tuple(v) for part, v in _LOOKS.items()}
 PART_NAMES: tuple[str, ...] = tuple(PARTS)
 NUM_VALUES = 5
 MAX_CLASSES = NUM_VALUES ** (len(PARTS) - 1)
-
-_HEAD, _BEAK, _BREAST, _WING, _TAIL = range(5)
-_BLACK = np.array([0.09, 0.08, 0.10], np.float32)
-_WHITE = np.array([0.97, 0.96, 0.92], np.float32)
-_RED = np.array([0.86, 0.10, 0.10], np.float32)
-_GOLD = np.array([1.00, 0.80, 0.10], np.float32)
-_RUFOUS = np.array([0.90, 0.38, 0.10], np.float32)
-_CHESTNUT = np.array([0.66, 0.27, 0.16], np.float32)
-_BLUE = np.array([0.25, 0.60, 0.95], np.float32)
-_BEAK_COLOURS = np.array(
-    [
-        [0.98, 0.62, 0.10],
-        [0.16, 0.15, 0.17],
-        [0.93, 0.87, 0.70],
-        [0.90, 0.28, 0.22],
-        [0.42, 0.60, 0.80],
-    ],
-    np.float32,
-)
-
-# Shapes in bird units (half a body long), x forwards and y down, relative to the
-# middle of the head for heads and beaks, the shoulder for wings, the rump for tails.
-_BODY = [(-0.72, 0.22, 0.25, 0.20, 0.06, 0.64), (0.25, -0.10, 0.48, 0.55, -0.50, 0.36)]
-_BELLY = [(0.66, -0.04, 0.44, 0.05, 0.56, 0.44)]
-_HEAD_SHAPE = [(0.0, 0.0, 0.43, 0.0, 0.0, 0.43)]
-_CREST = [
-    (0.12, -0.30, 0.16, -0.12, -0.92, 0.03),
-    (-0.05, -0.25, 0.18, -0.48, -0.80, 0.03),
-    (-0.20, -0.12, 0.18, -0.72, -0.50, 0.03),
-]
-_CAP = [(-0.40, -0.24, 0.17, 0.28, -0.36, 0.20)]
-_MASK = [(-0.45, -0.03, 0.13, 0.45, -0.03, 0.13)]
-_CHEEK = [(-0.10, 0.20, 0.20, 0.08, 0.22, 0.16)]
-_BEAKS = [
-    [(0.28, 0.05, 0.23, 0.72, 0.11, 0.03)],
-    [(0.30, 0.03, 0.11, 1.28, 0.00, 0.04)],
-    [(0.28, 0.00, 0.20, 0.62, 0.03, 0.18), (0.66, 0.05, 0.15, 0.72, 0.42, 0.03)],
-    [
-        (0.30, 0.00, 0.11, 0.68, 0.04, 0.10),
-        (0.68, 0.04, 0.10, 0.98, 0.24, 0.08),
-        (0.98, 0.24, 0.08, 1.10, 0.60, 0.04),
-    ],
-    [(0.30, 0.03, 0.11, 0.82, 0.08, 0.08), (0.88, 0.09, 0.17, 1.06, 0.11, 0.22)],
-]
-_WING_SHAPE = [(-0.04, 0.02, 0.31, -0.98, 0.18, 0.12)]
-_WING_BARS = [
-    (-0.12, -0.40, 0.065, -0.22, 0.50, 0.065),
-    (-0.44, -0.30, 0.065, -0.54, 0.50, 0.065),
-]
-_WING_DOTS = [
-    (x, y, 0.075, x, y, 0.075)
-    for x, y in [(0.1, -0.1), (0.02, 0.18), (-0.22, -0.07), (-0.3, 0.2), (-0.5, 0.04)]
-    + [(-0.62, 0.26), (-0.84, 0.14)]
-]
-_WING_TIP = [(-0.86, 0.16, 0.30, -1.20, 0.24, 0.30)]
-_WING_PATCH = [(-0.20, 0.08, 0.19, -0.42, 0.12, 0.15)]
-_BREAST_SPOTS = [
-    (x, y, 0.07, x, y, 0.07)
-    for x, y in [(0.58, -0.14), (0.78, -0.04), (0.48, 0.12), (0.72, 0.2), (0.46, 0.36)]
-    + [(0.64, 0.44), (0.24, 0.44), (0.4, 0.6), (0.14, 0.64), (-0.06, 0.52)]
-]
-_BREAST_STREAKS = [
-    (x, y, 0.04, x - 0.14, y + 0.30, 0.04)
-    for x, y in [(0.52, -0.24), (0.68, -0.14), (0.84, 0.00), (0.46, 0.10)]
-    + [(0.64, 0.26), (0.40, 0.40), (0.20, 0.34), (0.02, 0.40)]
-]
-_BIB = [(0.76, -0.16, 0.26, 0.72, 0.16, 0.18)]
-_TAILS = [
-    [(0.10, 0.0, 0.17, -0.58, 0.03, 0.15)],
-    [(0.1, 0.0, 0.14, -1.12, -0.44, 0.04), (0.1, 0.0, 0.14, -1.12, 0.44, 0.04)],
-    [(0.1, 0.0, 0.10, -0.78, 0.25 * k, 0.13 - 0.01 * k * k) for k in range(-2, 3)],
-    [(0.10, 0.0, 0.15, -1.45, 0.03, 0.08)],
-    [(0.1, 0.0, 0.10, -0.95, 0.0, 0.05), (-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)],
-]
-_FAN_BAND = [
-    (-0.86, -0.8, 0.12, -0.98, 0.0, 0.12),
-    (-0.98, 0.0, 0.12, -0.86, 0.8, 0.12),
-]
-_RACKET_DISC = [(-1.05, 0.0, 0.20, -1.14, 0.0, 0.20)]
 
 
 class Birds:
@@ -153,16 +178,13 @@ class Birds:
                 f"num_classes is {num_classes}, but must be from 1 to {MAX_CLASSES}, "
                 "the number of part combinations that differ in two parts or more."
             )
-        if images_per_class < 1:
-            raise ValueError(
-                f"images_per_class is {images_per_class}, but must be at least 1."
-            )
-        if image_size < 16:
-            raise ValueError(
-                f"image_size is {image_size}, but must be at least 16 pixels."
-            )
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, but must be 0 or larger.")
+        for name, value, least in [
+            ("images_per_class", images_per_class, 1),
+            ("image_size", image_size, 16),
+            ("seed", seed, 0),
+        ]:
+            if value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}.")
         self.image_size = image_size
         self.images_per_class = images_per_class
         self.seed = seed
@@ -282,8 +304,7 @@ class _Canvas:
         softness: float = 0.0,
         opacity: float = 1.0,
         clip: np.ndarray | None = None,
-        keep: bool = False,
-    ) -> np.ndarray | None:
+    ) -> np.ndarray:
         """Paints the union of capsules.
 
         Args:
@@ -294,11 +315,10 @@ class _Canvas:
           softness: width of the edge's blur, image units.
           opacity: 0 to 1.
           clip: [H, W] coverage that limits the shape.
-          keep: whether to return the coverage.
 
         Returns:
           The coverage, float32 [H, W] from 0 to 1, for clipping what is painted on
-          the shape; None unless `keep`.
+          the shape.
         """
         shape = shape.astype(np.float32) * np.float32(self.size)
         rim, blur = outline * self.size, max(1.0, softness * self.size)
@@ -306,7 +326,7 @@ class _Canvas:
         reach = radii.reshape(-1, 1) + (rim + blur)
         low = np.clip((ends - reach).min(0), 0, self.size).astype(int)
         high = np.clip((ends + reach).max(0) + 1, 0, self.size).astype(int)
-        full = np.zeros((self.size, self.size), np.float32) if keep else None
+        full = np.zeros((self.size, self.size), np.float32)
         if (low >= high).any():
             return full
         box = slice(low[1], high[1]), slice(low[0], high[0])
@@ -314,8 +334,7 @@ class _Canvas:
         inner = np.clip(0.5 - distance / blur, 0, 1)
         if clip is not None:
             inner *= clip[box]
-        if full is not None:
-            full[box] = inner
+        full[box] = inner
         rgb = self.rgb[box]
         if rim:
             outer = np.clip(0.5 + (rim - distance) / blur, 0, 1)
@@ -355,9 +374,9 @@ class _Pose:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Pose":
         return cls(
-            x=rng.uniform(0.44, 0.56),
+            x=rng.uniform(0.45, 0.55),
             y=rng.uniform(0.46, 0.58),
-            scale=rng.uniform(0.20, 0.26),
+            scale=rng.uniform(0.195, 0.25),
             facing=1.0 if rng.random() < 0.5 else -1.0,
             slim=rng.uniform(0.86, 1.0),
             tilt=rng.uniform(-0.5, 0.2),
@@ -404,19 +423,17 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 def _paint_background(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Paints sky, distant foliage or water, with clouds, light spots or reeds."""
     kind = rng.integers(3)
-    hue = [rng.uniform(0.48, 0.68), rng.uniform(0.16, 0.42), rng.uniform(0.0, 1.0)]
-    hue = hue[kind]
+    low, high = [(0.48, 0.68), (0.16, 0.42), (0.0, 1.0)][kind]
+    hue = rng.uniform(low, high)
     top = _hsv(hue, rng.uniform(0.1, 0.5), rng.uniform(0.5, 0.95))
-    bottom = _hsv(
-        hue + rng.uniform(-0.12, 0.12), rng.uniform(0.05, 0.45), rng.uniform(0.45, 0.95)
-    )
+    hue_below = hue + rng.uniform(-0.12, 0.12)
+    bottom = _hsv(hue_below, rng.uniform(0.05, 0.45), rng.uniform(0.45, 0.95))
     ramp = np.linspace(0, 1, canvas.size, dtype=np.float32)[:, None, None]
     canvas.rgb[:] = top + (bottom - top) * ramp
     for _ in range(rng.integers(4, 9)):
         x, y, size, shift, value, opacity = rng.random(6)
-        colour = _hsv(
-            hue + 0.16 * (shift - 0.5), 0.1 + 0.4 * shift, 0.35 + 0.65 * value
-        )
+        tone = hue + 0.16 * (shift - 0.5)
+        colour = _hsv(tone, 0.1 + 0.4 * shift, 0.35 + 0.65 * value)
         if kind == 2:  # reeds
             lean = x + 0.3 * (shift - 0.5)
             blob = (x, 1.0, 0.008 + 0.02 * size, lean, 0.8 * y, 0.004)
@@ -425,9 +442,8 @@ def _paint_background(canvas: _Canvas, rng: np.random.Generator) -> None:
             radius = 0.05 + 0.15 * size
             blob = (x, y, radius, x + (0.25 if kind == 0 else 0.0), y, radius)
             softness = 0.16 if kind == 0 else 0.06
-        canvas.paint(
-            np.array([blob]), colour, softness=softness, opacity=0.25 + 0.45 * opacity
-        )
+        opacity = 0.25 + 0.45 * opacity
+        canvas.paint(np.array([blob]), colour, softness=softness, opacity=opacity)
 
 
 def _paint_bird(
@@ -438,54 +454,38 @@ def _paint_bird(
     coat = _hsv(hue, rng.uniform(0.15, 0.5), rng.uniform(0.45, 0.75))
     wing = _hsv(hue + rng.uniform(-0.05, 0.05), rng.uniform(0.2, 0.5), 0.42)
     belly = _hsv(rng.uniform(0.08, 0.2), rng.uniform(0.05, 0.25), 0.92)
-    legging = _hsv(rng.uniform(0.04, 0.14), rng.uniform(0.3, 0.9), 0.6)
+    leg = _hsv(rng.uniform(0.04, 0.14), rng.uniform(0.3, 0.9), 0.6)
     bark = _hsv(rng.uniform(0.03, 0.12), rng.uniform(0.2, 0.5), rng.uniform(0.25, 0.5))
     lean, thickness = rng.uniform(-0.35, 0.35), rng.uniform(0.07, 0.14)
 
-    head, beak, breast, wing_kind, tail = attributes
+    def paint_part(
+        name: str,
+        own: np.ndarray,
+        pivot: tuple[float, float] = (0.0, 0.0),
+        angle: float = 0.0,
+        clip: np.ndarray | None = None,
+    ) -> None:
+        part = PART_NAMES.index(name)
+        look = _LOOKS[name][PARTS[name][attributes[part]]]
+        shape = pose.place(look.shape, pivot, angle)
+        colour = own if look.colour is None else look.colour
+        edge = rim if clip is None else 0.0
+        area = canvas.paint(shape, colour, part=part, outline=edge, clip=clip)
+        if look.ink is not None:
+            canvas.paint(pose.place(look.pattern, pivot, angle), look.ink, clip=area)
+
     perch = [(-6.0, 0.0, thickness, 6.0, 0.0, thickness)]
-    canvas.paint(pose.place(perch, (0.1, 1.06), lean), bark, outline=rim)
-    rump = (-0.78, 0.24)
-    feathers = [coat, _BLACK * 2, wing, _CHESTNUT, wing][tail]
-    shape = pose.place(_TAILS[tail], rump, pose.tail)
-    fan = canvas.paint(shape, feathers, part=_TAIL, outline=rim, keep=True)
-    pattern = [None, None, _FAN_BAND, None, _RACKET_DISC][tail]
-    if pattern:
-        colour = _WHITE if tail == 2 else _BLUE
-        canvas.paint(pose.place(pattern, rump, pose.tail), colour, clip=fan)
-    legs = [(0.0, 0.5, 0.05, 0.06, 1.02, 0.04), (0.22, 0.5, 0.05, 0.26, 1.02, 0.04)]
-    canvas.paint(pose.place(legs), legging)
-
-    body = canvas.paint(pose.place(_BODY), coat, part=-1, outline=rim, keep=True)
-    front = belly if breast != 4 else _RUFOUS
-    chest = canvas.paint(pose.place(_BELLY), front, part=_BREAST, clip=body, keep=True)
-    pattern = [None, _BREAST_SPOTS, _BREAST_STREAKS, _BIB, None][breast]
-    if pattern:
-        canvas.paint(pose.place(pattern), _BLACK, clip=chest)
-
-    shoulder = (0.06, -0.04)
-    shape = pose.place(_WING_SHAPE, shoulder, pose.wing)
-    folded = canvas.paint(shape, wing, part=_WING, outline=rim, keep=True)
-    pattern = [None, _WING_BARS, _WING_DOTS, _WING_TIP, _WING_PATCH][wing_kind]
-    if pattern:
-        colour = [_WHITE, _WHITE, _WHITE, _BLACK, _GOLD][wing_kind]
-        canvas.paint(pose.place(pattern, shoulder, pose.wing), colour, clip=folded)
-
-    neck = (0.60, -0.56)
-    if head == 3:
-        crest = pose.place(_CREST, neck, pose.nod)
-        canvas.paint(crest, coat, part=_HEAD, outline=rim)
-    shape = pose.place(_HEAD_SHAPE, neck, pose.nod)
-    skull = canvas.paint(shape, coat, part=_HEAD, outline=rim, keep=True)
-    pattern = [None, _CAP, _MASK, None, _CHEEK][head]
-    if pattern:
-        colour = [_WHITE, _RED, _BLACK, _WHITE, _WHITE][head]
-        canvas.paint(pose.place(pattern, neck, pose.nod), colour, clip=skull)
-    bill = pose.place(_BEAKS[beak], neck, pose.nod)
-    canvas.paint(bill, _BEAK_COLOURS[beak], part=_BEAK, outline=rim)
+    canvas.paint(pose.place(perch, _FEET, lean), bark, outline=rim)
+    paint_part("tail", wing, _RUMP, pose.tail)
+    canvas.paint(pose.place(_LEGS), leg)
+    body = canvas.paint(pose.place(_BODY), coat, part=-1, outline=rim)
+    paint_part("breast", belly, clip=body)
+    paint_part("wing", wing, _SHOULDER, pose.wing)
+    paint_part("head", coat, _NECK, pose.nod)
+    paint_part("beak", coat, _NECK, pose.nod)
     for radius, colour in [(0.12, _WHITE), (0.085, _BLACK)]:
-        eye = [(0.13, -0.06, radius) * 2]
-        canvas.paint(pose.place(eye, neck, pose.nod), colour)
+        eye = pose.place(_dots(radius, (0.13, -0.06)), _NECK, pose.nod)
+        canvas.paint(eye, colour)
 
 
 def _paint_leaves(canvas: _Canvas, pose: _Pose, rng: np.random.Generator) -> None:
@@ -493,36 +493,26 @@ def _paint_leaves(canvas: _Canvas, pose: _Pose, rng: np.random.Generator) -> Non
     hue, value = rng.uniform(0.18, 0.40), rng.uniform(0.3, 0.7)
     for _ in range(rng.integers(0, 4)):
         x, y, angle, size, shade = rng.random(5)
-        half = (0.07 + 0.04 * size) * np.array(
-            [math.cos(6.283 * angle), math.sin(6.283 * angle)]
-        )
+        angle, length = 2 * math.pi * angle, 0.06 + 0.035 * size
         x, y = pose.x + 0.9 * (x - 0.5), pose.y + 0.7 * (y - 0.5)
-        width = 0.035 + 0.02 * size
-        leaf = np.array(
-            [
-                (x, y, width, x + half[0], y + half[1], 0.004),
-                (x, y, width, x - half[0], y - half[1], 0.004),
-            ]
-        )
+        dx, dy = length * math.cos(angle), length * math.sin(angle)
+        width = 0.03 + 0.015 * size
+        middle, ends = (x, y, width), [(x + dx, y + dy, 0.004), (x - dx, y - dy, 0.004)]
         colour = _hsv(hue + 0.06 * (shade - 0.5), 0.65, value + 0.2 * (shade - 0.5))
+        leaf = np.array([middle + end for end in ends])
         canvas.paint(leaf, colour, part=-1, outline=0.008)
-        vein = np.array(
-            [(x + half[0], y + half[1], 0.004, x - half[0], y - half[1], 0)]
-        )
-        canvas.paint(vein, colour * np.float32(0.7))
+        canvas.paint(np.array([ends[0] + ends[1]]), colour * np.float32(0.7))
 
 
 def _light(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns uint8 [H, W, 3]: the picture under a random light, with some noise."""
     size = len(rgb)
     gain = rng.uniform(0.75, 1.15) * rng.uniform(0.88, 1.12, 3)
-    contrast, angle, slope = rng.uniform(0.75, 1.1), rng.uniform(0, 6.283), rng.random()
+    contrast, slope = rng.uniform(0.75, 1.1), rng.uniform(0.0, 0.5)
+    angle = rng.uniform(0.0, 2 * math.pi)
     axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
-    slope *= 0.5
     shade = 1 + slope * (math.cos(angle) * axis + math.sin(angle) * axis[:, None])
-    rgb = (rgb - np.float32(0.5)) * np.float32(contrast) + np.float32(0.5)
-    rgb *= shade[..., None].astype(np.float32) * gain.astype(np.float32)
-    rgb += np.float32(0.06) * (
-        rng.random((size, size, 1), np.float32) - np.float32(0.5)
-    )
-    return (np.clip(rgb, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    rgb = (rgb - 0.5) * contrast + 0.5
+    rgb *= shade[..., None] * gain.astype(np.float32)
+    rgb += 0.06 * (rng.random((size, size, 1), np.float32) - 0.5)
+    return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8)
