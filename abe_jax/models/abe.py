@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.models import googlenet, lowering
+from abe_jax.models import googlenet, initializers, lowering
 
 
 class Attention(nnx.Module):
@@ -35,7 +35,8 @@ class Attention(nnx.Module):
             channels * num_learners,
             (1, 1),
             padding=((0, 0), (0, 0)),
-            kernel_init=nnx.initializers.glorot_uniform(),
+            kernel_init=initializers.glorot_uniform,
+            bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
             rngs=rngs,
         )
@@ -58,6 +59,7 @@ class ABE(nnx.Module):
         embedding_dim: int,
         trunk: str = "googlenet",
         width: float = 1.0,
+        freeze_batch_norm: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -67,20 +69,24 @@ class ABE(nnx.Module):
           embedding_dim: D, the dimensions of all learners together.
           trunk: a key of `googlenet.VARIANTS`.
           width: factor on the trunk's channels; 1 is the paper's network.
+          freeze_batch_norm: batch norm uses its running averages in training too.
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
         self.num_learners = num_learners
-        self.trunk = googlenet.GoogLeNet(trunk, width=width, rngs=rngs)
+        self.trunk = googlenet.GoogLeNet(
+            trunk, width=width, freeze_batch_norm=freeze_batch_norm, rngs=rngs
+        )
         self.attention_branch = Attention(
             num_learners,
             width=width,
-            variant=googlenet.VARIANTS[trunk],
+            variant=googlenet.variant_of(trunk, freeze_batch_norm=freeze_batch_norm),
             rngs=rngs,
         )
         self.head = nnx.Linear(
             googlenet.block_channels("5b", width),
             embedding_dim // num_learners,
-            kernel_init=nnx.initializers.glorot_uniform(),
+            kernel_init=initializers.glorot_uniform,
+            bias_init=initializers.zeros,
             rngs=rngs,
         )
 

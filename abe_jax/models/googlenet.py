@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.models import lowering
+from abe_jax.models import initializers, lowering
+from abe_jax.models.batch_norm import BatchNorm
 
 DATA_AXIS = "data"
 
@@ -66,12 +67,14 @@ class Variant:
       third_kernel: kernel of the third branch of an inception block.
       pool4_window: window of pool4.
       preprocessing: the input it was trained on.
+      freeze_batch_norm: batch norm uses its running averages in training too.
     """
 
     batch_norm: bool
     third_kernel: int
     pool4_window: int
     preprocessing: Preprocessing
+    freeze_batch_norm: bool = False
 
 
 VARIANTS = {
@@ -90,6 +93,11 @@ VARIANTS = {
         preprocessing=Preprocessing((127.5, 127.5, 127.5), 127.5, False),
     ),
 }
+
+
+def variant_of(trunk: str, *, freeze_batch_norm: bool = False) -> Variant:
+    """The variant of that name, its batch norm frozen or not."""
+    return dataclasses.replace(VARIANTS[trunk], freeze_batch_norm=freeze_batch_norm)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -124,13 +132,17 @@ class ConvUnit(nnx.Module):
             stride,
             padding=((pad, pad), (pad, pad)),
             use_bias=not variant.batch_norm,
-            kernel_init=nnx.initializers.he_normal(),
+            kernel_init=initializers.he_normal,
+            bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
             rngs=rngs,
         )
         self.norm = (
-            nnx.BatchNorm(
-                channels, momentum=0.9, epsilon=1e-3, axis_name=DATA_AXIS, rngs=rngs
+            BatchNorm(
+                channels,
+                axis_name=DATA_AXIS,
+                frozen=variant.freeze_batch_norm,
+                rngs=rngs,
             )
             if variant.batch_norm
             else None
@@ -238,16 +250,22 @@ class GoogLeNet(nnx.Module):
     """The trunk: `trunk.global_features(trunk.spatial(images))` is `[B, 1024]`."""
 
     def __init__(
-        self, variant: str = "googlenet", *, width: float = 1.0, rngs: nnx.Rngs
+        self,
+        variant: str = "googlenet",
+        *,
+        width: float = 1.0,
+        freeze_batch_norm: bool = False,
+        rngs: nnx.Rngs,
     ):
         """Makes a trunk with random weights.
 
         Args:
           variant: a key of `VARIANTS`.
           width: factor on every number of channels; 1 is the published network.
+          freeze_batch_norm: batch norm uses its running averages in training too.
           rngs: source of the initial weights (He; pretrained weights replace them).
         """
-        form = VARIANTS[variant]
+        form = variant_of(variant, freeze_batch_norm=freeze_batch_norm)
         self.preprocessing = form.preprocessing
         self.spatial = SpatialTrunk(width=width, variant=form, rngs=rngs)
         self.global_features = GlobalTrunk(width=width, variant=form, rngs=rngs)

@@ -75,6 +75,7 @@ def max_pool(
     Returns:
       `[B, H', W', C]`, with `H' = (H + top + bottom - window) // stride + 1`.
     """
+
     def native(x: jax.Array) -> jax.Array:
         return jax.lax.reduce_window(
             x,
