@@ -8,9 +8,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
-_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_TO_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
+    np.float32,
+)
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
 def image_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
@@ -102,10 +107,9 @@ def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
     saturation = jnp.where(grey, 0.0, saturation)
     angle = math.pi * symmetric(keys[4], config.hue)
     cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
-    to_yiq = jnp.array(_TO_YIQ)
     turn = jnp.zeros((3, 3)).at[0, 0].set(1.0)
     turn = turn.at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
-    colours = jnp.linalg.inv(to_yiq) @ turn @ to_yiq
+    colours = _FROM_YIQ @ turn @ _TO_YIQ
     middle = jnp.mean(image)
     changed = jnp.einsum("hwc,dc->hwd", image - middle, contrast * colours)
     return changed + middle + offset

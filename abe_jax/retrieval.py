@@ -1,20 +1,47 @@
 """Exact retrieval: nearest neighbours, Recall@K, MAP@R and R-precision.
 
-Similarity is the inner product of the rows as given. For rows of equal length
-its order is that of the Euclidean distance. NumPy in, NumPy out; this module
-needs nothing else of the package.
+NumPy in, NumPy out: nothing else of the package is needed. JAX arrays and NumPy
+memory maps are taken too; embeddings of another type are rounded to float32.
+
+Similarity is the inner product of the rows as given. Among rows of equal length,
+such as unit vectors, its order is that of the Euclidean distance.
+
+The rules of the metrics, which count in exact arithmetic, so that neither block
+sizes nor devices nor the precision of the device's products change a result:
+
+- The similarity of two rows is their exact inner product rounded to float32. So
+  equal rows tie, wherever they stand.
+- Without a gallery, the queries are the gallery, and each query leaves itself out by
+  its index. A gallery given explicitly is another set: nothing is left out.
+- Positives of a query are the gallery rows of its label. Ties count against the
+  model: the r-th best positive has rank r plus the number of negatives at or above
+  it, in Recall@K, MAP@R and R-precision alike.
+- A query without positives (a lone query) is left out and counted as such.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax import lax
+
+from abe_jax.retrieval_exact import (
+    Rows,
+    Side,
+    positive_similarities,
+    recount_exactly,
+)
+from abe_jax.retrieval_stream import Plan, count_negatives
+from abe_jax.retrieval_top_k import duplicates, search
 
 ProgressCallback = Callable[[int, int], None]
+
+_CPU_MEMORY_MB = 256.0
+_LEAST_QUERIES = 256  # counted at once, however many positives they have
+_BYTES_A_POSITIVE = 40  # its bounds and counts, on the host and on the device
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,8 @@ class RetrievalResult:
     """What `evaluate_retrieval` measures.
 
     Attributes:
-      recall: share of the counted queries with a positive among the K nearest.
+      recall: for each K the share of queries, in [0, 1], with at least one positive
+        among their K nearest.
       hits: the same as a number of queries.
       map_at_r: mean average precision at R, in [0, 1].
       r_precision: mean share of positives among the R nearest, in [0, 1].
@@ -40,162 +68,174 @@ class RetrievalResult:
     num_lone_queries: int
 
 
-def _embeddings(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"{name} has shape {array.shape}; it must be [number, dimension], "
-            "both at least 1."
-        )
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(array).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{name}[{int(np.argmin(finite))}] is not finite; every value must be "
-            "a finite number."
-        )
-    return array
-
-
-def _labels(values: Any, name: str, number: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.shape != (number,):
-        raise ValueError(
-            f"{name} has shape {array.shape}; it must be ({number},), one label "
-            "for each embedding."
-        )
-    return array
-
-
 def top_k(
-    queries: ArrayLike,
-    gallery: ArrayLike,
+    queries: Any,
+    gallery: Any,
     k: int,
     *,
     exclude_self: bool = False,
     block_memory_mb: float | None = None,
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    precision: lax.Precision | str = lax.Precision.HIGHEST,
+    devices: Sequence[jax.Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest gallery rows of each query by inner product, exactly.
+    """Finds the k most similar gallery rows of each query, exactly.
+
+    Equal gallery rows tie exactly and come in the order of their indices. Different
+    rows are ordered by the product as the device computes it, in float32: two whose
+    similarities lie within its rounding error of each other (about 1e-7 for unit
+    vectors) may change places on another device or with other block sizes.
+
+    Args:
+      queries: [Q, D] finite numbers.
+      gallery: [N, D] finite numbers; a memory map is read block by block.
+      k: from 1 to N, or to N - 1 with `exclude_self`.
+      exclude_self: leave out gallery row i for query i; Q is at most N.
+      block_memory_mb: MiB that blocks may take on each device. By default 256 on a
+        CPU, half of what is free on an accelerator.
+      precision: of the products, `HIGHEST` (float32), `HIGH` or `DEFAULT`. The lower
+        two are faster on TPUs and GPUs and give approximate similarities.
+      devices: devices that share the gallery; all local ones by default.
+      progress: called as progress(done, total), in queries, as the search goes on.
 
     Returns:
-      similarities [Q, k] float32, largest first, and indices [Q, k] int32; ties:
-      lower index first.
+      similarities [Q, k] float32, largest first, and indices [Q, k] int32.
+
+    Raises:
+      ValueError: shapes or k do not fit, or a value is not finite.
     """
-    q, g = _embeddings(queries, "queries"), _embeddings(gallery, "gallery")
-    limit = len(g) - int(exclude_self)
-    if not 1 <= k <= limit:
-        raise ValueError(f"k is {k}; it must be from 1 to {limit}.")
-    rows = np.arange(len(q))
-    sims, idxs = [], []
-    for start in range(0, len(q), 1024):
-        block = np.array(jnp.matmul(q[start : start + 1024], g.T, precision=precision))
+    left, right = _pair(Rows(queries, "queries"), gallery, "gallery")
+    if exclude_self and left.number > right.number:
+        raise ValueError(
+            f"exclude_self takes query i for gallery row i, but there are "
+            f"{left.number} queries and only {right.number} gallery rows."
+        )
+    limit = right.number - int(exclude_self)
+    k = _whole(k, "k")
+    if k > limit:
+        raise ValueError(
+            f"k is {k}, but each query has only {limit} gallery rows to find; "
+            f"k must be from 1 to {limit}."
+        )
+    plan = _plan(devices, block_memory_mb, precision, progress, left.number)
+    first = duplicates(right)
+    chosen = np.flatnonzero(first == np.arange(right.number))
+    if len(chosen) == right.number:
+        return search(left, right, chosen, k, exclude_self, plan)
+    # Equal rows are searched for once, as one, and then take their places.
+    wanted = k + int(exclude_self)
+    sims, places = search(left, right, chosen, min(wanted, len(chosen)), False, plan)
+    copies = np.argsort(first, kind="stable")
+    counts = np.bincount(first, minlength=right.number)[chosen]
+    starts = np.cumsum(counts) - counts
+    out = np.empty((left.number, k), np.float32), np.empty((left.number, k), np.int32)
+    for query in range(left.number):
+        n = counts[places[query]]
+        offset = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+        index = copies[np.repeat(starts[places[query]], n) + offset]
+        value = np.repeat(sims[query], n)
+        # Different rows can tie as well: order the copies of both by index.
+        order = np.lexsort((index, -value))
         if exclude_self:
-            ids = rows[start : start + 1024]
-            block[np.arange(len(ids)), ids] = -np.inf
-        s, i = jax.lax.top_k(block, k)
-        sims.append(np.asarray(s))
-        idxs.append(np.asarray(i))
-        if progress:
-            progress(min(start + 1024, len(q)), len(q))
-    return np.concatenate(sims), np.concatenate(idxs)
+            order = order[index[order] != query]
+        out[0][query], out[1][query] = value[order[:k]], index[order[:k]]
+    return out
 
 
 def evaluate_retrieval(
-    embeddings: ArrayLike,
-    labels: ArrayLike,
+    embeddings: Any,
+    labels: Any,
     ks: Sequence[int],
     *,
-    gallery_embeddings: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
+    gallery_embeddings: Any | None = None,
+    gallery_labels: Any | None = None,
     block_memory_mb: float | None = None,
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    precision: lax.Precision | str = lax.Precision.HIGHEST,
+    devices: Sequence[jax.Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> RetrievalResult:
-    """Recall@K, MAP@R and R-precision together; see `RetrievalResult`."""
-    q = _embeddings(embeddings, "embeddings")
-    y = _labels(labels, "labels", len(q))
-    self_search = gallery_embeddings is None
-    if self_search != (gallery_labels is None):
-        raise ValueError(
-            "gallery_embeddings and gallery_labels go together; give both or none."
-        )
-    if self_search:
-        g, gy = q, y
-    else:
-        g = _embeddings(gallery_embeddings, "gallery_embeddings")
-        gy = _labels(gallery_labels, "gallery_labels", len(g))
-    hits = {int(k): 0 for k in ks}
-    counted, maps, rps = 0, 0.0, 0.0
-    for start in range(0, len(q), 1024):
-        block = np.asarray(
-            jnp.matmul(q[start : start + 1024], g.T, precision=precision)
-        )
-        for row, sims in enumerate(block):
-            same = gy == y[start + row]
-            other = ~same
-            if self_search:
-                same[start + row] = False
-            positives = np.sort(sims[same])[::-1]
-            if not len(positives):
-                continue
-            counted += 1
-            negatives = np.sort(sims[other])
-            above = len(negatives) - np.searchsorted(negatives, positives, "left")
-            for k in hits:
-                hits[k] += int(above[0] < k)
-            r = np.arange(1, len(positives) + 1)
-            found = r + above <= len(positives)
-            rps += found.mean()
-            maps += np.where(found, r / (r + above), 0).mean()
-        if progress:
-            progress(min(start + 1024, len(q)), len(q))
-    if not counted:
-        raise ValueError(
-            "No query has another gallery row of its label; at least one label "
-            "must occur twice."
-        )
-    return RetrievalResult(
-        recall={k: n / counted for k, n in hits.items()},
-        hits=hits,
-        map_at_r=float(maps / counted),
-        r_precision=float(rps / counted),
-        num_queries=counted,
-        num_gallery=len(g),
-        num_lone_queries=len(q) - counted,
+    """Measures Recall@K, MAP@R and R-precision in one pass over the similarities.
+
+    The module's docstring has the rules of ties, lone queries and self matches.
+
+    Args:
+      embeddings: [Q, D] finite numbers; a memory map is read block by block.
+      labels: [Q] integers or strings.
+      ks: the K of Recall@K, each at least 1. A K beyond the gallery gives 1.0.
+      gallery_embeddings: [N, D]; None if the queries are the gallery.
+      gallery_labels: [N], of the kind of `labels`.
+      block_memory_mb: MiB that blocks may take on each device. By default 256 on a
+        CPU, half of what is free on an accelerator. What does not fit is streamed.
+      precision: of the first pass. Results are the same for every choice, as
+        whatever that pass cannot decide is counted exactly; `HIGH` and `DEFAULT`
+        make it faster on TPUs and GPUs and leave more to count.
+      devices: devices that share the work; all local ones by default.
+      progress: called as progress(done, total), in queries, as the work goes on.
+
+    Returns:
+      A `RetrievalResult`.
+
+    Raises:
+      ValueError: shapes, labels or ks do not fit, a value is not finite (the first
+        such row is named), or no query has a positive.
+    """
+    return _evaluate(
+        embeddings,
+        labels,
+        ks,
+        gallery_embeddings,
+        gallery_labels,
+        True,
+        (devices, block_memory_mb, precision, progress),
     )
 
 
 def recall_at_k(
-    embeddings: ArrayLike,
-    labels: ArrayLike,
+    embeddings: Any,
+    labels: Any,
     ks: Sequence[int],
     *,
-    gallery_embeddings: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
-    **options: Any,
+    gallery_embeddings: Any | None = None,
+    gallery_labels: Any | None = None,
+    block_memory_mb: float | None = None,
+    precision: lax.Precision | str = lax.Precision.HIGHEST,
+    devices: Sequence[jax.Device] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[int, float]:
-    """The share of queries with a positive among their K nearest, for each K."""
-    return evaluate_retrieval(
+    """Measures only Recall@K, at the cost of half a matrix product.
+
+    Arguments and errors are those of `evaluate_retrieval`.
+
+    Returns:
+      {K: share of the queries, in [0, 1], with a positive among their K nearest}.
+    """
+    return _evaluate(
         embeddings,
         labels,
         ks,
-        gallery_embeddings=gallery_embeddings,
-        gallery_labels=gallery_labels,
-        **options,
+        gallery_embeddings,
+        gallery_labels,
+        False,
+        (devices, block_memory_mb, precision, progress),
     ).recall
 
 
 def map_at_r(
-    embeddings: ArrayLike,
-    labels: ArrayLike,
+    embeddings: Any,
+    labels: Any,
     *,
-    gallery_embeddings: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
+    gallery_embeddings: Any | None = None,
+    gallery_labels: Any | None = None,
     **options: Any,
 ) -> float:
-    """Mean average precision at R, R being each query's number of positives."""
+    """Mean average precision at R, R being each query's number of positives.
+
+    Arguments and errors are those of `evaluate_retrieval`.
+
+    Returns:
+      The mean over the queries of 1/R times the sum, over the positives of rank at
+      most R, of the precision at that rank; in [0, 1].
+    """
     return evaluate_retrieval(
         embeddings,
         labels,
@@ -207,14 +247,20 @@ def map_at_r(
 
 
 def r_precision(
-    embeddings: ArrayLike,
-    labels: ArrayLike,
+    embeddings: Any,
+    labels: Any,
     *,
-    gallery_embeddings: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
+    gallery_embeddings: Any | None = None,
+    gallery_labels: Any | None = None,
     **options: Any,
 ) -> float:
-    """Mean share of positives among the R nearest of each query."""
+    """Mean share of the positives that have a rank of at most R, their number.
+
+    Arguments and errors are those of `evaluate_retrieval`.
+
+    Returns:
+      The mean over the queries, in [0, 1].
+    """
     return evaluate_retrieval(
         embeddings,
         labels,
@@ -223,3 +269,218 @@ def r_precision(
         gallery_labels=gallery_labels,
         **options,
     ).r_precision
+
+
+def _evaluate(
+    embeddings: Any,
+    labels: Any,
+    ks: Sequence[int],
+    gallery_embeddings: Any | None,
+    gallery_labels: Any | None,
+    all_positives: bool,
+    options: tuple[Any, ...],
+) -> RetrievalResult:
+    if isinstance(ks, str) or not np.iterable(ks) or not len(ks):
+        raise ValueError(f"ks is {ks!r}; it must be a sequence such as (1, 2, 4, 8).")
+    ks = tuple(dict.fromkeys(_whole(k, "each of ks") for k in ks))
+    if (gallery_embeddings is None) != (gallery_labels is None):
+        raise ValueError(
+            "gallery_embeddings and gallery_labels belong together; give both, or "
+            "neither to search the embeddings themselves."
+        )
+    left = right = Rows(embeddings, "embeddings")
+    own = gallery_embeddings is None
+    y = gy = _labels(labels, "labels", left.number)
+    if not own:
+        left, right = _pair(left, gallery_embeddings, "gallery_embeddings")
+        gy = _labels(gallery_labels, "gallery_labels", right.number)
+        if (y.dtype.kind in "US") != (gy.dtype.kind in "US"):
+            raise ValueError(
+                f"labels are of type {y.dtype} and gallery_labels of {gy.dtype}; both "
+                "must be integers, or both strings."
+            )
+    y, gy = _number_labels(y, gy)
+    sizes = np.bincount(gy, minlength=int(y.max()) + 1)
+    wanted = sizes[y] - int(own)
+    number = int((wanted > 0).sum())
+    if not number:
+        raise ValueError(
+            "no query has a positive: at least one query's label must occur in the "
+            "gallery, beside the query itself; check the labels."
+        )
+    order = np.argsort(y, kind="stable")
+    by_label = order if own else np.argsort(gy, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+
+    def members(label: int) -> np.ndarray:
+        return by_label[starts[label] : starts[label] + sizes[label]]
+
+    reading = np.arange(right.number) if right.on_disk else by_label
+    gallery = Side(right, reading, gy[reading])
+    plan = _plan(*options, left.number)
+    hits = np.zeros(len(ks), int)
+    precisions = found = 0.0
+    for start, stop in _portions(wanted[order], all_positives, plan.memory):
+        rows = order[start:stop]
+        width = max(1, int(wanted[rows].max())) if all_positives else 1
+        positives = positive_similarities(
+            left, right, members, rows, y[rows], width, own
+        )
+        if left.on_disk:
+            back = np.argsort(rows)
+            rows, positives = rows[back], positives[back]
+        side = Side(left, rows, y[rows], positives)
+        counts = _count(
+            side,
+            gallery,
+            own and len(rows) == len(order),
+            wanted[rows],
+            ks,
+            plan.part(start / len(order), stop / len(order)),
+        )
+        asked = wanted[rows] > 0
+        counts, r_of = counts[asked], wanted[rows][asked, None]
+        r = np.arange(1, width + 1)
+        hits += [(counts[:, 0] < k).sum() for k in ks]
+        good = (r + counts <= r_of) & (r <= r_of)
+        found += float((good.sum(axis=1, keepdims=True) / r_of).sum())
+        precisions += float((np.where(good, r / (r + counts), 0.0) / r_of).sum())
+    return RetrievalResult(
+        recall={k: int(n) / number for k, n in zip(ks, hits, strict=True)},
+        hits={k: int(n) for k, n in zip(ks, hits, strict=True)},
+        map_at_r=precisions / number,
+        r_precision=found / number,
+        num_queries=number,
+        num_gallery=right.number,
+        num_lone_queries=left.number - number,
+    )
+
+
+def _count(
+    left: Side,
+    gallery: Side,
+    symmetric: bool,
+    wanted: np.ndarray,
+    ks: tuple[int, ...],
+    plan: Plan,
+) -> np.ndarray:
+    """Negatives at or above each positive, [n, R] int32.
+
+    Exact wherever a metric depends on it; elsewhere only what the metric concludes
+    from it is.
+    """
+    assert left.positives is not None
+    surely, perhaps = count_negatives(left, None if symmetric else gallery, plan)
+    width = left.positives.shape[1]
+    r = np.arange(1, width + 1)
+    # A positive surely beyond rank R adds nothing to MAP@R, wherever it stands.
+    relevant = (r + surely <= wanted[:, None]) & (r <= wanted[:, None])
+    relevant &= surely != perhaps
+    for k in ks:
+        relevant[:, 0] |= (surely[:, 0] < k) & (perhaps[:, 0] >= k)
+    relevant[wanted <= 0] = False
+    rows = np.flatnonzero(relevant.any(axis=1))
+    if len(rows):
+        exact = recount_exactly(left, gallery, rows, relevant[rows])
+        surely[rows] = np.where(relevant[rows], exact, surely[rows])
+    return surely
+
+
+def _portions(
+    wanted: np.ndarray, all_positives: bool, memory: float
+) -> list[tuple[int, int]]:
+    """Cuts the queries so that the bounds of their positives fit in memory."""
+    most = memory / 2 / _BYTES_A_POSITIVE
+    cuts, start = [], 0
+    while start < len(wanted):
+        stop = len(wanted)
+        if all_positives:
+            width = np.maximum(1, np.maximum.accumulate(wanted[start:]))
+            fits = width * np.arange(1, len(width) + 1) <= most
+            stop = start + max(min(_LEAST_QUERIES, len(fits)), int(fits.sum()))
+        cuts.append((start, stop))
+        start = stop
+    return cuts
+
+
+def _number_labels(y: np.ndarray, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as numbers from 0: those of small classes first, alike sizes together."""
+    _, both = np.unique(np.concatenate([y, gy]), return_inverse=True)
+    a, b = both[: len(y)], both[len(y) :]
+    number = int(both.max()) + 1
+    order = np.lexsort(
+        (np.bincount(a, minlength=number), np.bincount(b, minlength=number))
+    )
+    rank = np.empty(number, np.int32)
+    rank[order] = np.arange(number, dtype=np.int32)
+    return rank[a], rank[b]
+
+
+def _labels(values: Any, name: str, number: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != (number,):
+        raise ValueError(
+            f"{name} has shape {array.shape}; it must be ({number},), one label for "
+            "each embedding."
+        )
+    if array.dtype.kind not in "iubUS":
+        raise ValueError(
+            f"{name} is of type {array.dtype}; labels must be integers or strings."
+        )
+    return array
+
+
+def _pair(left: Rows, values: Any, name: str) -> tuple[Rows, Rows]:
+    right = Rows(values, name)
+    if left.dim != right.dim:
+        raise ValueError(
+            f"{left.name} has {left.dim} columns but {name} has {right.dim}; both "
+            "must come from the same model."
+        )
+    return left, right
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
+    return number
+
+
+def _plan(
+    devices: Sequence[jax.Device] | None,
+    block_memory_mb: float | None,
+    precision: lax.Precision | str,
+    progress: ProgressCallback | None,
+    number: int,
+) -> Plan:
+    """Fills in the defaults; progress is then told a share instead of queries."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices is empty; give at least one, or None for all.")
+    if block_memory_mb is None:
+        # The CPU reports nothing, and its memory is the caller's as well.
+        stats = chosen[0].memory_stats() if chosen[0].platform != "cpu" else None
+        memory = _CPU_MEMORY_MB * 2**20
+        if stats and "bytes_limit" in stats:
+            memory = (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / 2
+    elif block_memory_mb > 0:
+        memory = block_memory_mb * 2**20
+    else:
+        raise ValueError(f"block_memory_mb is {block_memory_mb}; it must be above 0.")
+    try:
+        level = lax.Precision(precision)
+    except ValueError:
+        raise ValueError(
+            f"precision is {precision!r}; it must be 'highest', 'high' or 'default'."
+        ) from None
+    tell = None
+    if progress is not None:
+
+        def tell(share: float) -> None:
+            progress(round(share * number), number)
+
+    return Plan(chosen, memory, level, tell)

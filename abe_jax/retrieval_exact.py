@@ -1,0 +1,230 @@
+"""Exact similarities on the host: what decides in `abe_jax.retrieval`.
+
+A float32 matrix product gives bit-identical rows different last digits in
+different places, so it cannot settle a tie. Here the similarity of two rows IS
+their exact inner product, rounded to float32. float64 products with an error
+bound give it nearly always; where the bound leaves two roundings open, an exact
+sum decides.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+READ_ROWS = 8192  # rows read at once
+
+
+class Rows:
+    """Rows of a host array as float32, read a block at a time.
+
+    Attributes:
+      name: what the array is called in error messages.
+      number, dim: the array's shape.
+      on_disk: whether the array is a memory map, best read in its own order.
+      norms: upper bounds of the rows' lengths, [number] float64.
+    """
+
+    def __init__(self, values: Any, name: str):
+        array = values if isinstance(values, np.memmap) else np.asarray(values)
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(
+                f"{name} has shape {array.shape}; it must be [number, dimension] "
+                "with both at least 1."
+            )
+        if array.dtype.kind == "c" or not np.can_cast(
+            array.dtype, np.float64, casting="same_kind"
+        ):
+            raise ValueError(f"{name} is of type {array.dtype}; it must hold numbers.")
+        self.name = name
+        self._array = array
+        self.number, self.dim = array.shape
+        self.on_disk = isinstance(array, np.memmap)
+        self.norms = np.empty(self.number)
+        for start in range(0, self.number, READ_ROWS):
+            block = self.block(start, start + READ_ROWS)
+            squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+            if not np.isfinite(squares).all():
+                row = start + int(np.argmin(np.isfinite(squares)))
+                raise ValueError(
+                    f"{name}[{row}] is not finite in float32; every value must be."
+                )
+            self.norms[start : start + READ_ROWS] = np.sqrt(squares) * (1 + 1e-9)
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, [rows, dim] float32, contiguous."""
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self._array[start:stop], dtype=np.float32)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """The rows of an integer index, [*index.shape, dim] float32, contiguous."""
+        if index.ndim == 1 and len(index) and (np.diff(index) == 1).all():
+            return self.block(int(index[0]), int(index[-1]) + 1)
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self._array[index], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The rows of one side of the similarity matrix, in the order they are read.
+
+    Attributes:
+      rows: the embeddings.
+      order: [n] int, which row stands at each place.
+      labels: [n] int32, the labels in that order; from 0.
+      positives: [n, R] float32, what `positive_similarities` gives; None for a
+        gallery that asks nothing.
+    """
+
+    rows: Rows
+    order: np.ndarray
+    labels: np.ndarray
+    positives: np.ndarray | None = None
+
+
+def exact_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Exact inner products of row pairs, rounded to float32: [n]."""
+    # A product of two float32 is exact in float64, so only the sum can err.
+    products = a.astype(np.float64) * b
+    sums = products.sum(axis=1)
+    error = np.abs(products).sum(axis=1) * (a.shape[1] * 2.0**-52)
+    result = (sums - error).astype(np.float32)
+    for i in np.flatnonzero(result != (sums + error).astype(np.float32)):
+        result[i] = np.float32(math.fsum(products[i]))
+    return result
+
+
+def _float64_error(norms: np.ndarray, longest: float, dim: int) -> np.ndarray:
+    return norms * (longest * (dim + 2) * 2.0**-52)
+
+
+def positive_similarities(
+    queries: Rows,
+    gallery: Rows,
+    members: Callable[[int], np.ndarray],
+    rows: np.ndarray,
+    labels: np.ndarray,
+    width: int,
+    leave_out_self: bool,
+) -> np.ndarray:
+    """Similarities of queries to their positives, largest first.
+
+    Args:
+      queries, gallery: the embeddings.
+      members: gives the gallery rows of a label.
+      rows: query rows [n] int, those of one label side by side.
+      labels: their labels [n] int.
+      width: how many of each query's best positives to keep.
+      leave_out_self: whether query i is gallery row i.
+
+    Returns:
+      [n, width] float32, filled up with +inf where there are fewer.
+    """
+    result = np.full((len(rows), width), np.inf, np.float32)
+    for begin, count, found in _runs(labels, members):
+        part = rows[begin : begin + found.shape[0] * count]
+        part = part.reshape(found.shape[0], count)
+        size = found.shape[1]
+        if size <= int(leave_out_self):
+            continue
+        a, b = queries.take(part), gallery.take(found)
+        step = max(1, 2**22 // (size * len(part)))
+        for first in range(0, count, step):
+            some = part[:, first : first + step]
+            left = a[:, first : first + step]
+            sims = np.matmul(
+                left.astype(np.float64), b.transpose(0, 2, 1).astype(np.float64)
+            )
+            error = _float64_error(
+                queries.norms[some], gallery.norms[found].max(), queries.dim
+            )[:, :, None]
+            rounded = (sims - error).astype(np.float32)
+            open_ = np.nonzero(rounded != (sims + error).astype(np.float32))
+            for at in range(0, len(open_[0]), READ_ROWS):
+                g, q, p = (index[at : at + READ_ROWS] for index in open_)
+                rounded[g, q, p] = exact_pairs(left[g, q], b[g, p])
+            if leave_out_self:
+                rounded[some[:, :, None] == found[:, None, :]] = -np.inf
+            positives = min(size - int(leave_out_self), width)
+            if width == 1:
+                best = rounded.max(axis=2, keepdims=True)
+            else:
+                best = -np.sort(-rounded, axis=2)[:, :, :positives]
+            where = begin + np.arange(len(part))[:, None] * count
+            where = where + np.arange(first, first + some.shape[1])
+            result[where, : best.shape[2]] = best
+    return result
+
+
+def _runs(
+    labels: np.ndarray, members: Callable[[int], np.ndarray]
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Runs of labels alike in size: (first row, rows a label, [labels, members])."""
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    counts = np.diff(np.r_[starts, len(labels)])
+    run: list[np.ndarray] = []
+    begin = 0
+    for i, start in enumerate(starts):
+        found = members(int(labels[start]))
+        if run and (
+            counts[i] != counts[i - 1]
+            or len(found) != len(run[0])
+            or len(run) * max(counts[i], len(found)) >= READ_ROWS
+        ):
+            yield begin, int(counts[i - 1]), np.stack(run)
+            run, begin = [], int(start)
+        run.append(found)
+    yield begin, int(counts[-1]), np.stack(run)
+
+
+def recount_exactly(
+    left: Side, right: Side, open_rows: np.ndarray, relevant: np.ndarray
+) -> np.ndarray:
+    """Counts negatives at or above positives in exact arithmetic, on the host.
+
+    Args:
+      left, right: queries and gallery.
+      open_rows: [u] int, places in the order of `left`.
+      relevant: [u, R] bool, which positives to count for.
+
+    Returns:
+      [u, R] int32, zero where not relevant.
+    """
+    assert left.positives is not None
+    positives = left.positives[open_rows]
+    # float32 values round to a positive or above from half a step below it on.
+    below = np.nextafter(positives, np.float32(-np.inf)).astype(np.float64)
+    edges = np.where(relevant, (positives.astype(np.float64) + below) / 2, np.inf)
+    error = _float64_error(
+        left.rows.norms[left.order[open_rows]],
+        float(right.rows.norms.max()),
+        left.rows.dim,
+    )
+    counts = np.zeros(relevant.shape, np.int32)
+    lowest = edges.min(axis=1) - error
+    for start in range(0, len(right.order), READ_ROWS // 2):
+        part = right.order[start : start + READ_ROWS // 2]
+        gallery = right.rows.take(part)
+        gallery64 = gallery.astype(np.float64).T
+        labels = right.labels[start : start + READ_ROWS // 2]
+        for at in range(0, len(open_rows), 512):
+            some = slice(at, at + 512)
+            queries = left.rows.take(left.order[open_rows[some]])
+            sims = queries.astype(np.float64) @ gallery64
+            own = left.labels[open_rows[some]]
+            near = (sims >= lowest[some, None]) & (own[:, None] != labels[None, :])
+            q, g = np.nonzero(near)
+            values, margin = sims[q, g], error[some][q]
+            for r in np.flatnonzero(relevant[some].any(axis=0)):
+                distance = values - edges[some][q, r]
+                above = distance > margin
+                unsure = np.flatnonzero(np.abs(distance) <= margin)
+                if len(unsure):
+                    exact = exact_pairs(queries[q[unsure]], gallery[g[unsure]])
+                    above[unsure] = exact >= positives[some][q[unsure], r]
+                counts[some, r] += np.bincount(q[above], minlength=len(queries)).astype(
+                    np.int32
+                )
+    return counts

@@ -1,0 +1,59 @@
+"""Package metadata of abe_jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+    r'__version__ = "(.+)"', (_ROOT / "abe_jax" / "__init__.py").read_text()
+)
+assert _VERSION is not None
+
+# Peers that the tests compare with. Upper bounds keep a fresh install on versions that
+# were tested: each of these projects has broken callers in minor releases.
+_TEST = ["faiss-cpu>=1.9,<2", "hypothesis>=6.100,<7", "pytest>=8,<10"]
+
+setuptools.setup(
+    name="abe_jax",
+    version=_VERSION.group(1),
+    description="Attention-based Ensemble for Deep Metric Learning in JAX and Flax",
+    long_description=(_ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["abe_jax", "abe_jax.*"]),
+    package_data={"abe_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "flax>=0.12.4,<0.13",  # NNX still changes between minor releases
+        "grain>=0.2.15,<0.3",
+        "jax>=0.10,<0.13",  # 0.10 is the last for Python 3.11; 0.12 was tested last
+        "ml-collections>=1.1,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",  # 1.0 will move the API used here
+        "pillow>=11,<14",
+        "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.8,<5",  # without TensorFlow
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "test": _TEST,
+        # Pinned: a formatter or type checker of another version finds other things.
+        "dev": [*_TEST, "build==1.5.0", "pyright==1.1.414", "ruff==0.17.6"],
+    },
+    entry_points={"console_scripts": ["abe-jax=abe_jax.main:run"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
