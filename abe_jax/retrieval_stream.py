@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from abe_jax.retrieval_exact import READ_ROWS, Side
 
 AXIS = "blocks"
+REPLICATED = P()
 LANES = 32  # tiles are multiples of this, so that counts vectorise
 _PRECISION_ERROR = {
     # Relative to |q| |g|, beside float32's own: three bfloat16 passes, and one.
@@ -59,7 +60,7 @@ class Plan:
     def mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
 
-    def put(self, value: np.ndarray, spec: P = P()) -> jax.Array:
+    def put(self, value: np.ndarray, spec: P = REPLICATED) -> jax.Array:
         if len(self.devices) == 1:
             return jax.device_put(value, self.devices[0])
         return jax.device_put(value, NamedSharding(self.mesh, spec))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from abe_jax.retrieval_exact import READ_ROWS, Rows
@@ -166,7 +167,7 @@ def _searcher(
     if len(devices) > 1:
         step = jax.shard_map(
             step,
-            mesh=jax.sharding.Mesh(np.array(devices), (AXIS,)),
+            mesh=Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)),
             in_specs=(P(), P(), P(), P(), P(AXIS)),
             out_specs=P(),
             check_vma=False,
