@@ -266,6 +266,7 @@ class GoogLeNet(nnx.Module):
           rngs: source of the initial weights (He; pretrained weights replace them).
         """
         form = variant_of(variant, freeze_batch_norm=freeze_batch_norm)
+        self.variant = variant
         self.preprocessing = form.preprocessing
         self.spatial = SpatialTrunk(width=width, variant=form, rngs=rngs)
         self.global_features = GlobalTrunk(width=width, variant=form, rngs=rngs)

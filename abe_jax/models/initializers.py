@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # Standard deviation of the standard normal distribution cut off at -2 and 2.
 _TRUNCATED_STD = 0.87962566103423978
@@ -74,7 +75,7 @@ def _on_host(
         return arrays.reshape(*seeds.shape[:-1], *shape).astype(dtype)
 
     words = jax.random.key_data(key)
-    if not isinstance(words, jax.core.Tracer):
+    if not isinstance(words, Tracer):
         return jnp.asarray(values(words))
     result = jax.ShapeDtypeStruct(shape, dtype)
     return jax.pure_callback(values, result, words, vmap_method="broadcast_all")
