@@ -1,0 +1,101 @@
+"""Prints the paper's table of model sizes, counted from the models themselves.
+
+    python benchmarks/model_sizes.py
+
+Parameters are those of BVLC's GoogLeNet with biases. Multiply-adds are those of the
+convolutions and matrix products on one 224 x 224 image, padding included. Nothing is
+computed: the models are traced.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from abe_jax import models
+
+# (name in config.model.name, learners M, dimensions D), in the order of the paper.
+ROWS = (
+    ("one_head", 1, 512),
+    ("m_heads", 2, 512),
+    ("m_heads", 4, 512),
+    ("m_heads", 8, 512),
+    ("abe", 1, 512),
+    ("abe", 2, 512),
+    ("abe", 4, 512),
+    ("abe", 8, 512),
+    ("abe", 1, 64),
+    ("abe", 2, 128),
+    ("abe", 4, 256),
+)
+
+
+def size(name: str, num_learners: int, embedding_dim: int) -> tuple[int, int]:
+    """Number of parameters, and of multiply-adds for one 224 x 224 image."""
+    config = ConfigDict(
+        {
+            "name": name,
+            "trunk": "googlenet",
+            "num_learners": num_learners,
+            "embedding_dim": embedding_dim,
+            "width": 1.0,
+        }
+    )
+    model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(
+        state, image
+    )
+    parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return parameters, multiply_adds(program.jaxpr)
+
+
+def multiply_adds(jaxpr: Any) -> int:
+    """Multiply-adds of the convolutions and matrix products of a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            outputs = params["dimension_numbers"].rhs_spec[0]
+            per_output = math.prod(kernel) // kernel[outputs]
+            total += equation.outvars[0].aval.size * per_output
+        elif name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            per_output = math.prod(left[axis] for axis in contracted)
+            total += equation.outvars[0].aval.size * per_output
+        elif name == "cond":
+            # The lowerings for different platforms: one of them runs.
+            total += multiply_adds(params["branches"][-1].jaxpr)
+        else:
+            for value in params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += multiply_adds(inner)
+    return total
+
+
+def title(name: str, num_learners: int, embedding_dim: int) -> str:
+    """A row's name as the paper writes it."""
+    forms = {
+        "one_head": "1-head",
+        "m_heads": f"{num_learners}-heads",
+        "abe": f"ABE-{num_learners}",
+    }
+    return f"{forms[name]}^{embedding_dim}"
+
+
+def main() -> None:
+    print(f"{'model':<14} {'parameters / 10^7':>18} {'multiply-adds / 10^9':>21}")
+    for row in ROWS:
+        parameters, operations = size(*row)
+        print(f"{title(*row):<14} {parameters / 1e7:>18.2f} {operations / 1e9:>21.2f}")
+
+
+if __name__ == "__main__":
+    main()
