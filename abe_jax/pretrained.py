@@ -209,7 +209,7 @@ def initialize(model: nnx.Module, path: str, *, trunk: str) -> None:
         new = is_new_layer(key)
         if not new:
             # A copy: two parameters in one buffer could not be donated to a step.
-            source = weights[_source(key)]
+            source = weights[source_of(key)]
             values[key] = jnp.array(jnp.broadcast_to(source, value.shape))
         counts[new] += value.size if key in parameters else 0
     nnx.update(model, nnx.State(traverse_util.unflatten_dict(values)))
@@ -222,11 +222,16 @@ def _flat(state: nnx.State) -> dict[Path, Any]:
     return traverse_util.flatten_dict(nnx.to_pure_dict(state))
 
 
-def _source(key: Path) -> Path:
+def source_of(path: Path) -> Path:
+    """Where in `GoogLeNet` a model's variable starts from.
+
+    Args:
+      path: keys of a variable in the pure dict of a model's state; no new layer's.
+    """
     for prefix, origin in _SOURCES.items():
-        if key[: len(prefix)] == prefix:
-            return (*origin, *key[len(prefix) :])
-    raise KeyError(key)
+        if path[: len(prefix)] == prefix:
+            return (*origin, *path[len(prefix) :])
+    raise KeyError(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ def max_pool(
 
 def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
     """Padding on the far side that makes a pooling round its output size up."""
-    outputs = -(-(size - window) // stride) + 1
+    outputs = max(0, -(-(size - window) // stride)) + 1
     return 0, max(0, (outputs - 1) * stride + window - size)
 
 
