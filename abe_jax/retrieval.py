@@ -19,27 +19,26 @@ sizes nor devices nor the precision of the device's products change a result:
 - A query without positives (a lone query) is left out and counted as such.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from jax import lax
 
-from abe_jax.retrieval_exact import (
-    Rows,
-    Side,
-    positive_similarities,
-    recount_exactly,
+from abe_jax.retrieval_exact import Rows, Side, positive_similarities
+from abe_jax.retrieval_stream import (
+    Device,
+    Plan,
+    ProgressCallback,
+    count_exactly,
+    make_plan,
 )
-from abe_jax.retrieval_stream import Plan, count_negatives
-from abe_jax.retrieval_top_k import duplicates, search
+from abe_jax.retrieval_top_k import find
 
-ProgressCallback = Callable[[int, int], None]
-
-_CPU_MEMORY_MB = 256.0
 _LEAST_QUERIES = 256  # counted at once, however many positives they have
 _BYTES_A_POSITIVE = 40  # its bounds and counts, on the host and on the device
 
@@ -75,8 +74,8 @@ def top_k(
     *,
     exclude_self: bool = False,
     block_memory_mb: float | None = None,
-    precision: lax.Precision | str = lax.Precision.HIGHEST,
-    devices: Sequence[jax.Device] | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    devices: Sequence[Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the k most similar gallery rows of each query, exactly.
@@ -105,6 +104,7 @@ def top_k(
       ValueError: shapes or k do not fit, or a value is not finite.
     """
     left, right = _pair(Rows(queries, "queries"), gallery, "gallery")
+    _check_range(left, right)
     if exclude_self and left.number > right.number:
         raise ValueError(
             f"exclude_self takes query i for gallery row i, but there are "
@@ -117,29 +117,8 @@ def top_k(
             f"k is {k}, but each query has only {limit} gallery rows to find; "
             f"k must be from 1 to {limit}."
         )
-    plan = _plan(devices, block_memory_mb, precision, progress, left.number)
-    first = duplicates(right)
-    chosen = np.flatnonzero(first == np.arange(right.number))
-    if len(chosen) == right.number:
-        return search(left, right, chosen, k, exclude_self, plan)
-    # Equal rows are searched for once, as one, and then take their places.
-    wanted = k + int(exclude_self)
-    sims, places = search(left, right, chosen, min(wanted, len(chosen)), False, plan)
-    copies = np.argsort(first, kind="stable")
-    counts = np.bincount(first, minlength=right.number)[chosen]
-    starts = np.cumsum(counts) - counts
-    out = np.empty((left.number, k), np.float32), np.empty((left.number, k), np.int32)
-    for query in range(left.number):
-        n = counts[places[query]]
-        offset = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        index = copies[np.repeat(starts[places[query]], n) + offset]
-        value = np.repeat(sims[query], n)
-        # Different rows can tie as well: order the copies of both by index.
-        order = np.lexsort((index, -value))
-        if exclude_self:
-            order = order[index[order] != query]
-        out[0][query], out[1][query] = value[order[:k]], index[order[:k]]
-    return out
+    plan = make_plan(devices, block_memory_mb, precision, progress, left.number)
+    return find(left, right, k, exclude_self, plan)
 
 
 def evaluate_retrieval(
@@ -150,8 +129,8 @@ def evaluate_retrieval(
     gallery_embeddings: Any | None = None,
     gallery_labels: Any | None = None,
     block_memory_mb: float | None = None,
-    precision: lax.Precision | str = lax.Precision.HIGHEST,
-    devices: Sequence[jax.Device] | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    devices: Sequence[Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> RetrievalResult:
     """Measures Recall@K, MAP@R and R-precision in one pass over the similarities.
@@ -186,7 +165,7 @@ def evaluate_retrieval(
         gallery_embeddings,
         gallery_labels,
         True,
-        (devices, block_memory_mb, precision, progress),
+        partial(make_plan, devices, block_memory_mb, precision, progress),
     )
 
 
@@ -198,8 +177,8 @@ def recall_at_k(
     gallery_embeddings: Any | None = None,
     gallery_labels: Any | None = None,
     block_memory_mb: float | None = None,
-    precision: lax.Precision | str = lax.Precision.HIGHEST,
-    devices: Sequence[jax.Device] | None = None,
+    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+    devices: Sequence[Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[int, float]:
     """Measures only Recall@K, at the cost of half a matrix product.
@@ -216,7 +195,7 @@ def recall_at_k(
         gallery_embeddings,
         gallery_labels,
         False,
-        (devices, block_memory_mb, precision, progress),
+        partial(make_plan, devices, block_memory_mb, precision, progress),
     ).recall
 
 
@@ -278,7 +257,7 @@ def _evaluate(
     gallery_embeddings: Any | None,
     gallery_labels: Any | None,
     all_positives: bool,
-    options: tuple[Any, ...],
+    plan_for: Callable[[int], Plan],
 ) -> RetrievalResult:
     if isinstance(ks, str) or not np.iterable(ks) or not len(ks):
         raise ValueError(f"ks is {ks!r}; it must be a sequence such as (1, 2, 4, 8).")
@@ -299,6 +278,7 @@ def _evaluate(
                 f"labels are of type {y.dtype} and gallery_labels of {gy.dtype}; both "
                 "must be integers, or both strings."
             )
+    _check_range(left, right)
     y, gy = _number_labels(y, gy)
     sizes = np.bincount(gy, minlength=int(y.max()) + 1)
     wanted = sizes[y] - int(own)
@@ -317,9 +297,9 @@ def _evaluate(
 
     reading = np.arange(right.number) if right.on_disk else by_label
     gallery = Side(right, reading, gy[reading])
-    plan = _plan(*options, left.number)
+    plan = plan_for(left.number)
     hits = np.zeros(len(ks), int)
-    precisions = found = 0.0
+    precisions, found = [], []
     for start, stop in _portions(wanted[order], all_positives, plan.memory):
         rows = order[start:stop]
         width = max(1, int(wanted[rows].max())) if all_positives else 1
@@ -330,7 +310,7 @@ def _evaluate(
             back = np.argsort(rows)
             rows, positives = rows[back], positives[back]
         side = Side(left, rows, y[rows], positives)
-        counts = _count(
+        counts = count_exactly(
             side,
             gallery,
             own and len(rows) == len(order),
@@ -343,47 +323,19 @@ def _evaluate(
         r = np.arange(1, width + 1)
         hits += [(counts[:, 0] < k).sum() for k in ks]
         good = (r + counts <= r_of) & (r <= r_of)
-        found += float((good.sum(axis=1, keepdims=True) / r_of).sum())
-        precisions += float((np.where(good, r / (r + counts), 0.0) / r_of).sum())
+        # Added up in an order that neither padding nor portions change.
+        found += (good.cumsum(axis=1)[:, -1:] / r_of).ravel().tolist()
+        at_rank = np.where(good, r / (r + counts), 0.0)
+        precisions += (at_rank.cumsum(axis=1)[:, -1:] / r_of).ravel().tolist()
     return RetrievalResult(
         recall={k: int(n) / number for k, n in zip(ks, hits, strict=True)},
         hits={k: int(n) for k, n in zip(ks, hits, strict=True)},
-        map_at_r=precisions / number,
-        r_precision=found / number,
+        map_at_r=math.fsum(precisions) / number,
+        r_precision=math.fsum(found) / number,
         num_queries=number,
         num_gallery=right.number,
         num_lone_queries=left.number - number,
     )
-
-
-def _count(
-    left: Side,
-    gallery: Side,
-    symmetric: bool,
-    wanted: np.ndarray,
-    ks: tuple[int, ...],
-    plan: Plan,
-) -> np.ndarray:
-    """Negatives at or above each positive, [n, R] int32.
-
-    Exact wherever a metric depends on it; elsewhere only what the metric concludes
-    from it is.
-    """
-    assert left.positives is not None
-    surely, perhaps = count_negatives(left, None if symmetric else gallery, plan)
-    width = left.positives.shape[1]
-    r = np.arange(1, width + 1)
-    # A positive surely beyond rank R adds nothing to MAP@R, wherever it stands.
-    relevant = (r + surely <= wanted[:, None]) & (r <= wanted[:, None])
-    relevant &= surely != perhaps
-    for k in ks:
-        relevant[:, 0] |= (surely[:, 0] < k) & (perhaps[:, 0] >= k)
-    relevant[wanted <= 0] = False
-    rows = np.flatnonzero(relevant.any(axis=1))
-    if len(rows):
-        exact = recount_exactly(left, gallery, rows, relevant[rows])
-        surely[rows] = np.where(relevant[rows], exact, surely[rows])
-    return surely
 
 
 def _portions(
@@ -440,6 +392,14 @@ def _pair(left: Rows, values: Any, name: str) -> tuple[Rows, Rows]:
     return left, right
 
 
+def _check_range(left: Rows, right: Rows) -> None:
+    if float(left.norms.max()) * float(right.norms.max()) > 1e38:
+        raise ValueError(
+            "inner products overflow float32: the longest rows have length "
+            f"{left.norms.max():.1e} and {right.norms.max():.1e}; scale them down."
+        )
+
+
 def _whole(value: Any, name: str) -> int:
     try:
         number = operator.index(value)
@@ -448,39 +408,3 @@ def _whole(value: Any, name: str) -> int:
     if number < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
     return number
-
-
-def _plan(
-    devices: Sequence[jax.Device] | None,
-    block_memory_mb: float | None,
-    precision: lax.Precision | str,
-    progress: ProgressCallback | None,
-    number: int,
-) -> Plan:
-    """Fills in the defaults; progress is then told a share instead of queries."""
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise ValueError("devices is empty; give at least one, or None for all.")
-    if block_memory_mb is None:
-        # The CPU reports nothing, and its memory is the caller's as well.
-        stats = chosen[0].memory_stats() if chosen[0].platform != "cpu" else None
-        memory = _CPU_MEMORY_MB * 2**20
-        if stats and "bytes_limit" in stats:
-            memory = (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / 2
-    elif block_memory_mb > 0:
-        memory = block_memory_mb * 2**20
-    else:
-        raise ValueError(f"block_memory_mb is {block_memory_mb}; it must be above 0.")
-    try:
-        level = lax.Precision(precision)
-    except ValueError:
-        raise ValueError(
-            f"precision is {precision!r}; it must be 'highest', 'high' or 'default'."
-        ) from None
-    tell = None
-    if progress is not None:
-
-        def tell(share: float) -> None:
-            progress(round(share * number), number)
-
-    return Plan(chosen, memory, level, tell)

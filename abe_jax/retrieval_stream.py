@@ -8,7 +8,7 @@ change the time, never a count.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -20,10 +20,13 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval_exact import READ_ROWS, Side
+from abe_jax.retrieval_exact import READ_ROWS, Side, recount_exactly
 
 AXIS = "blocks"
 REPLICATED = P()
+_CPU_MEMORY_MB = 256.0
+Device = Any  # type checkers do not take jax.Device for a type
+ProgressCallback = Callable[[int, int], None]
 LANES = 32  # tiles are multiples of this, so that counts vectorise
 _PRECISION_ERROR = {
     # Relative to |q| |g|, beside float32's own: three bfloat16 passes, and one.
@@ -44,7 +47,7 @@ class Plan:
       progress: called with the share of the work done, in (0, 1].
     """
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     memory: float
     precision: lax.Precision
     progress: Callable[[float], None] | None
@@ -64,6 +67,69 @@ class Plan:
         if len(self.devices) == 1:
             return jax.device_put(value, self.devices[0])
         return jax.device_put(value, NamedSharding(self.mesh, spec))
+
+
+def make_plan(
+    devices: Sequence[Device] | None,
+    block_memory_mb: float | None,
+    precision: lax.PrecisionLike,
+    progress: ProgressCallback | None,
+    number: int,
+) -> Plan:
+    """Fills in the defaults; progress is then told a share instead of queries."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise ValueError("devices is empty; give at least one, or None for all.")
+    if block_memory_mb is None:
+        # The CPU reports nothing, and its memory is the caller's as well.
+        stats = chosen[0].memory_stats() if chosen[0].platform != "cpu" else None
+        memory = _CPU_MEMORY_MB * 2**20
+        if stats and "bytes_limit" in stats:
+            memory = (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / 2
+    elif block_memory_mb > 0:
+        memory = block_memory_mb * 2**20
+    else:
+        raise ValueError(f"block_memory_mb is {block_memory_mb}; it must be above 0.")
+    try:
+        level = lax.Precision(precision)
+    except ValueError:
+        raise ValueError(
+            f"precision is {precision!r}; it must be 'highest', 'high' or 'default'."
+        ) from None
+    if progress is None:
+        return Plan(chosen, memory, level, None)
+    tell = progress
+    return Plan(chosen, memory, level, lambda x: tell(round(x * number), number))
+
+
+def count_exactly(
+    left: Side,
+    gallery: Side,
+    symmetric: bool,
+    wanted: np.ndarray,
+    ks: tuple[int, ...],
+    plan: Plan,
+) -> np.ndarray:
+    """Negatives at or above each positive, [n, R] int32.
+
+    Exact wherever a metric depends on it; elsewhere only what the metric concludes
+    from it is.
+    """
+    assert left.positives is not None
+    surely, perhaps = count_negatives(left, None if symmetric else gallery, plan)
+    width = left.positives.shape[1]
+    r = np.arange(1, width + 1)
+    # A positive surely beyond rank R adds nothing to MAP@R, wherever it stands.
+    relevant = (r + surely <= wanted[:, None]) & (r <= wanted[:, None])
+    relevant &= surely != perhaps
+    for k in ks:
+        relevant[:, 0] |= (surely[:, 0] < k) & (perhaps[:, 0] >= k)
+    relevant[wanted <= 0] = False
+    rows = np.flatnonzero(relevant.any(axis=1))
+    if len(rows):
+        exact = recount_exactly(left, gallery, rows, relevant[rows])
+        surely[rows] = np.where(relevant[rows], exact, surely[rows])
+    return surely
 
 
 def count_negatives(
@@ -112,10 +178,10 @@ def count_negatives(
         )
         done += area
         for total, part in zip((surely, perhaps), rows, strict=True):
-            total[a[0] : a[1]] += part[: a[1] - a[0]]
+            total[a[0] : a[1]] += part[: a[1] - a[0], : total.shape[1]]
         if right is None:
             for total, part in zip((surely, perhaps), columns, strict=True):
-                total[b[0] : b[1]] += part[: b[1] - b[0]]
+                total[b[0] : b[1]] += part[: b[1] - b[0], : total.shape[1]]
     return surely, perhaps
 
 
@@ -127,13 +193,13 @@ def _portions(left: Side, right: Side, same: bool, plan: Plan) -> tuple[int, int
     number = max(len(left.order), len(right.order))
     row_bytes = 4 * left.rows.dim
     total = row_bytes * (number if same else len(left.order) + len(right.order))
-    # Unless all of it fits: one chunk of each side and the next one on its way.
-    chunk = number if total <= 0.75 * plan.memory else int(plan.memory / 4 / row_bytes)
-    chunk = max(chunk, tile)
-    # Tiles fill the chunk evenly and in odd number, as the triangle needs it.
-    blocks = max(-(-min(chunk, number) // tile), len(plan.devices)) | 1
-    tile = -(-min(chunk, number) // blocks // LANES) * LANES or LANES
-    return tile, chunk
+    if total <= 0.75 * plan.memory:
+        # Tiles fill the one chunk evenly; the triangle needs them in odd number.
+        blocks = max(-(-number // tile), len(plan.devices)) | 1
+        return -(-number // blocks // LANES) * LANES, number
+    # One chunk of each side, and the next one on its way.
+    blocks = max(1, int(plan.memory / 4 / row_bytes) // tile - 1) | 1
+    return tile, tile * blocks
 
 
 def _bounds(
@@ -175,10 +241,14 @@ def _load(
     labels[:number] = side.labels[start:stop]
     ranges = labels.reshape(blocks, tile)
     ranges = np.stack([ranges.min(axis=1), ranges.max(axis=1)], axis=1)
-    width = 1 if bounds is None else len(bounds[0])
-    upper, lower = (np.full((width, size), np.inf, np.float32) for _ in range(2))
+    # A power of two, so that few programs are compiled; `asked` ends the loops.
+    width = 0 if bounds is None else len(bounds[0])
+    shape = (1 << max(0, width - 1).bit_length(), size)
+    upper, lower = (np.full(shape, np.inf, np.float32) for _ in range(2))
     if bounds is not None:
-        upper[:, :number], lower[:, :number] = (x[:, start:stop] for x in bounds)
+        upper[:width, :number], lower[:width, :number] = (
+            x[:, start:stop] for x in bounds
+        )
     asked = (
         np.isfinite(lower)
         .sum(axis=0)
@@ -197,7 +267,7 @@ def _count_pair(
     columns: bool,
     plan: Plan,
     work: tuple[int, int, int],
-) -> tuple[Any, Any]:
+) -> tuple[Any, ...]:
     """Counts over one pair of chunks: for the rows of `a` and the columns of `b`."""
     number = len(plan.devices)
     step = _counter(plan.devices, tile, triangle, columns, plan.precision)
@@ -223,7 +293,7 @@ def _count_pair(
 
 @lru_cache(maxsize=32)
 def _counter(
-    devices: tuple[jax.Device, ...],
+    devices: tuple[Device, ...],
     tile: int,
     triangle: bool,
     columns: bool,
@@ -253,9 +323,7 @@ def _counter(
             row_total, column_total = totals
             j = (i + offset) % blocks_b if triangle else offset
             right, other = cut(rows_b, j, 0), cut(labels_b, j, 0)
-            sims = lax.dot_general(
-                left, right, (((1,), (1,)), ((), ())), precision=precision
-            )
+            sims = product(left, right, precision)
             # Tiles whose labels cannot meet need no mask.
             meet = (ranges_a[i, 0] <= ranges_b[j, 1]) & (
                 ranges_b[j, 0] <= ranges_a[i, 1]
@@ -283,6 +351,11 @@ def _counter(
             check_vma=False,
         )
     return jax.jit(step, donate_argnums=(1, 2))
+
+
+def product(left: jax.Array, right: jax.Array, precision: lax.Precision) -> jax.Array:
+    """Inner products of all pairs of rows, [n, m]."""
+    return lax.dot_general(left, right, (((1,), (1,)), ((), ())), precision=precision)
 
 
 def _only_negatives(sims: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:

@@ -12,10 +12,66 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from abe_jax.retrieval_exact import READ_ROWS, Rows
-from abe_jax.retrieval_stream import AXIS, LANES, Plan
+from abe_jax.retrieval_stream import AXIS, LANES, Device, Plan, product
 
 _GROUPS = (64, 32, 16, 8)
 _HASHED = 16  # columns that pick the candidates for duplicates
+
+
+def find(
+    queries: Rows, gallery: Rows, k: int, own: bool, plan: Plan
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest gallery rows of each query; equal rows in their order.
+
+    Args:
+      queries, gallery: the embeddings.
+      k: how many.
+      own: whether query i leaves out gallery row i.
+      plan: devices and memory.
+
+    Returns:
+      similarities [Q, k] float32 and gallery indices [Q, k] int32.
+    """
+    first = duplicates(gallery)
+    chosen = np.flatnonzero(first == np.arange(gallery.number))
+    if len(chosen) == gallery.number:
+        return search(queries, gallery, chosen, k, own, plan)
+    # Equal rows are searched for once, as one, and then take their places: the
+    # product may give them different last digits.
+    wanted = k + int(own)
+    sims, places = search(
+        queries, gallery, chosen, min(wanted, len(chosen)), False, plan
+    )
+    copies = np.argsort(first, kind="stable")
+    counts = np.bincount(first, minlength=gallery.number)[chosen]
+    starts = np.cumsum(counts) - counts
+    out_sims = np.empty((queries.number, k), np.float32)
+    out = np.empty((queries.number, k), np.int32)
+    for begin in range(0, queries.number, READ_ROWS):
+        rows = np.arange(begin, min(begin + READ_ROWS, queries.number))
+        several = (counts[places[rows]] > 1).any(axis=1)
+        plain = rows[~several] if places.shape[1] == wanted else rows[:0]
+        if len(plain):
+            index = chosen[places[plain]]
+            left_out = np.full(len(plain), k)
+            if own:
+                itself = index == plain[:, None]
+                left_out = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
+            keep = np.arange(wanted) != left_out[:, None]
+            out[plain] = index[keep].reshape(-1, k)
+            out_sims[plain] = sims[plain][keep].reshape(-1, k)
+        for query in np.setdiff1d(rows, plain):
+            place = places[query]
+            n = counts[place]
+            within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+            index = copies[np.repeat(starts[place], n) + within]
+            value = np.repeat(sims[query], n)
+            # Different rows can tie as well: their copies mix by index.
+            order = np.lexsort((index, -value))
+            if own:
+                order = order[index[order] != query]
+            out[query], out_sims[query] = index[order[:k]], value[order[:k]]
+    return out_sims, out
 
 
 def duplicates(rows: Rows) -> np.ndarray:
@@ -75,16 +131,18 @@ def search(
       similarities [Q, k] float32 and places in `chosen` [Q, k] int32.
     """
     number, dim, shards = len(chosen), gallery.dim, len(plan.devices)
-    row_bytes = 4 * dim
-    # Half for the gallery and the chunk on its way, an eighth for similarities.
-    chunk = -(-number // shards)
-    if chunk * row_bytes > plan.memory / 2:
-        chunk = max(LANES, int(plan.memory / 4 / row_bytes))
+    # A quarter for a chunk and another for the next one, an eighth for similarities.
     block = 256 if plan.devices[0].platform == "cpu" else 2048
     block = max(1, min(block, queries.number, int(plan.memory / 8 / (8 * LANES))))
     tile = max(LANES, int(plan.memory / 8 / (8 * block)) // LANES * LANES)
-    tiles = -(-chunk // tile)
-    tile = -(-chunk // tiles // LANES) * LANES
+    chunk = -(-number // shards)
+    if chunk * 4 * dim <= plan.memory / 2:  # all of it fits: even tiles
+        tiles = -(-chunk // tile)
+        tile = -(-chunk // tiles // LANES) * LANES
+    else:
+        chunk = int(plan.memory / 4 / (4 * dim))
+        tile = min(tile, max(LANES, chunk // LANES * LANES))
+        tiles = max(1, chunk // tile)
     chunk = tile * tiles
     step = _searcher(plan.devices, tile, k, own, plan.precision)
     total = -(-number // (chunk * shards)) * queries.number
@@ -114,7 +172,6 @@ def search(
             if count < block:
                 fill = ((0, block - count), (0, 0))
                 x, best, index = (np.pad(v, fill) for v in (x, best, index))
-            # float32 cannot tell -inf apart from a padded row, so both carry none.
             bounds = np.array([start, number, at], np.int32)
             waiting.append(
                 (at, step(*(plan.put(v) for v in (bounds, x, best, index)), placed))
@@ -131,7 +188,7 @@ def search(
 
 @lru_cache(maxsize=32)
 def _searcher(
-    devices: tuple[jax.Device, ...],
+    devices: tuple[Device, ...],
     tile: int,
     k: int,
     own: bool,
@@ -146,9 +203,7 @@ def _searcher(
 
         def body(t: jax.Array, found: Any) -> Any:
             rows = lax.dynamic_slice_in_dim(shard, t * tile, tile)
-            sims = lax.dot_general(
-                x, rows, (((1,), (1,)), ((), ())), precision=precision
-            )
+            sims = product(x, rows, precision)
             place = first + t * tile + jnp.arange(tile, dtype=jnp.int32)
             keep = (place < bounds[1])[None, :]
             if own:
