@@ -148,7 +148,8 @@ def count_negatives(
     """
     gallery = left if right is None else right
     assert left.positives is not None
-    surely, perhaps = (np.zeros(left.positives.shape, np.int32) for _ in range(2))
+    width = left.positives.shape[1]
+    surely, perhaps = (np.zeros((len(left.order), width), np.int32) for _ in range(2))
     tile, chunk = _portions(left, gallery, right is None, plan)
     longest = float(gallery.rows.norms.max())
     bounds = _bounds(left, longest, plan.precision)
@@ -178,10 +179,10 @@ def count_negatives(
         )
         done += area
         for total, part in zip((surely, perhaps), rows, strict=True):
-            total[a[0] : a[1]] += part[: a[1] - a[0], : total.shape[1]]
+            total[a[0] : a[1]] += part[: a[1] - a[0], :width]
         if right is None:
             for total, part in zip((surely, perhaps), columns, strict=True):
-                total[b[0] : b[1]] += part[: b[1] - b[0], : total.shape[1]]
+                total[b[0] : b[1]] += part[: b[1] - b[0], :width]
     return surely, perhaps
 
 
