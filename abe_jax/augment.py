@@ -121,7 +121,7 @@ def _erase(image: jax.Array, key: jax.Array, config) -> jax.Array:
     chance_key, side_key, place_key, grey_key = jax.random.split(key, 4)
     sides = size * jax.random.uniform(side_key, (2,), minval=0.1, maxval=0.5)
     start = (size - sides) * jax.random.uniform(place_key, (2,))
-    pixels = jnp.arange(size, dtype=jnp.float32)
+    pixels = jnp.arange(size, dtype=jnp.float32)[None]
     inside = (pixels >= start[:, None]) & (pixels < (start + sides)[:, None])
     covered = inside[0][:, None] & inside[1][None, :]
     covered &= jax.random.uniform(chance_key, ()) < config.erase

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from abe_jax import models
@@ -63,7 +64,9 @@ def _schedule(config) -> optax.Schedule:
         )
     # The first step already moves: it is taken at 1 / warmup of the rate.
     before = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
-    return optax.join_schedules([before, after], [warmup])
+    joined = optax.join_schedules([before, after], [warmup])
+    # optax mixes integers and floats, which strict dtype promotion forbids.
+    return lambda count: joined(jnp.asarray(count, jnp.float32))
 
 
 def _is_kernel(params: Any) -> Any:
