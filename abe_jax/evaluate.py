@@ -15,6 +15,7 @@ from abe_jax import (
     models,
     optimizer,
     parallel,
+    report,
     retrieval,
     train_step,
 )
@@ -47,12 +48,16 @@ class Evaluator:
         )
 
     def run(
-        self, state: train_step.TrainState, check: Callable[[], None] = lambda: None
+        self,
+        state: train_step.TrainState,
+        folder: pathlib.Path,
+        check: Callable[[], None] = lambda: None,
     ) -> dict:
-        """Measures a state.
+        """Measures a state, and writes `evaluation.json` and `report.html`.
 
         Args:
           state: replicated over the mesh.
+          folder: workdir of the run.
           check: called before every batch; may raise to stop.
 
         Returns:
@@ -63,12 +68,15 @@ class Evaluator:
         """
         subset = self._splits.evaluation
         embeddings = self.embed(state, subset, check)
-        ks = self._config.eval.recall_at
-        return {
+        evaluation = {
             "step": int(state.step),
-            **measure(embeddings, subset.labels, ks),
+            **measure(embeddings, subset.labels, self._config.eval.recall_at),
             "protocol": _protocol(self._config, self._splits),
         }
+        text = json.dumps(evaluation, indent=2) + "\n"
+        (folder / EVALUATION_FILE).write_text(text)
+        report.write(folder, evaluation, subset, embeddings)
+        return evaluation
 
     def embed(
         self,
@@ -90,7 +98,9 @@ class Evaluator:
 
 
 def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
-    """Restores a run's checkpoint, measures it and writes `evaluation.json`.
+    """Restores a run's checkpoint, measures it and prints the table.
+
+    Writes `evaluation.json` and `report.html`.
 
     Args:
       config: of the run.
@@ -112,8 +122,9 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
     state = train_step.initial_state(model, optimiser)
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
         state = checkpoints.restore(state, mesh, step)
-    evaluation = Evaluator(config, model, splits, mesh).run(state)
-    write(evaluation, folder)
+    evaluation = Evaluator(config, model, splits, mesh).run(state, folder)
+    columns = {f"step {evaluation['step']}": scalars(evaluation)}
+    print(table(columns, len(evaluation["learners"])))
     return evaluation
 
 
@@ -183,12 +194,6 @@ def _protocol(config, splits: data.Splits) -> dict:
         "similarity": "inner product of the concatenated unit-length embeddings",
         "ties": "count against the model",
     }
-
-
-def write(evaluation: dict, workdir: pathlib.Path) -> None:
-    """Writes `evaluation.json`."""
-    text = json.dumps(evaluation, indent=2) + "\n"
-    (workdir / EVALUATION_FILE).write_text(text)
 
 
 def scalars(evaluation: dict) -> dict[str, float]:

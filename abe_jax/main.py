@@ -1,11 +1,10 @@
-"""Trains and evaluates retrieval embeddings from the command line.
+"""Trains and evaluates retrieval embeddings: ABE in JAX and Flax.
 
     python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,21 +15,21 @@ from abe_jax.errors import UserError
 
 _MODES = {
     "train": "train, or go on where --workdir ends; evaluates on the way",
-    "evaluate": "restore a checkpoint, print the table, write evaluation.json",
+    "evaluate": "restore a checkpoint, print its table, write result and report",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File in configs/; --config.FIELD=VALUE overrides.", lock_config=True
+    "config",
+    None,
+    "File in configs/; --config.SECTION.FIELD=VALUE overrides a field.",
+    lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    list(_MODES),
-    "What to do. " + " ".join(f"{k}: {v}." for k, v in _MODES.items()),
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: config, metrics, checkpoints, report."
 )
+_MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")
 _STEP = flags.DEFINE_integer(
-    "step", None, "Checkpoint to evaluate; the newest by default.", lower_bound=0
+    "step", None, "Step of the checkpoint to evaluate; the newest by default."
 )
 
 
@@ -39,25 +38,63 @@ def _main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
     for flag in (_CONFIG, _WORKDIR):
         if flag.value is None:
-            raise UserError(f"--{flag.name} is missing; see --help.")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells a lot
-    # Only now: --help and mistakes in flags need no JAX.
-    from abe_jax import evaluate, train
+            raise UserError(f"--{flag.name} is missing; --help tells more.")
+    # Orbax and JAX tell much that is not for the user of this program.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    from abe_jax import evaluate, train  # not above: --help needs no JAX
 
-    if _MODE.value == "train":
-        train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    else:
-        result = evaluate.evaluate_checkpoint(
-            _CONFIG.value, _WORKDIR.value, _STEP.value
-        )
-        columns = {f"step {result['step']}": evaluate.scalars(result)}
-        print(evaluate.table(columns, len(result["learners"])))
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    try:
+        if _MODE.value == "train":
+            train.train_and_evaluate(config, workdir)
+        else:
+            evaluate.evaluate_checkpoint(config, workdir, _STEP.value)
+    except train.Interrupted as interrupted:
+        _tell(interrupted)
+        sys.exit(128 + interrupted.signal_number)
+
+
+def _guarded_main(argv: Sequence[str]) -> None:
+    try:
+        _main(argv)
+    except UserError as error:
+        _tell(error)
+        sys.exit(1)
+
+
+def _tell(error: BaseException) -> None:
+    print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    if {"-h", "-help", "--help"} & set(argv):
+        print(_help())
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    # ml_collections reports a bad config file or field in as many ways.
+    except (flags.Error, AttributeError, ImportError, KeyError, OSError) as error:
+        _tell(error)
+    except (SyntaxError, TypeError, ValueError) as error:
+        _tell(error)
+    sys.exit(1)
+
+
+def _help() -> str:
+    lines = [__doc__ or "", "Flags:"]
+    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP):
+        lines.append(f"  --{flag.name:<10}{flags.FLAGS[flag.name].help}")
+        if flag is _MODE:
+            lines += [f"      {name:<10}{what}" for name, what in _MODES.items()]
+    lines += ["", "Every field of a config is explained in configs/default.py."]
+    return "\n".join(lines)
 
 
 def run() -> None:
     """Entry point of `abe-jax` and of `python -m abe_jax.main`."""
     sys.path.insert(0, os.getcwd())  # configs import each other as `configs.NAME`
-    app.run(_main)
+    app.run(_guarded_main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

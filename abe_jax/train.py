@@ -19,6 +19,7 @@ from abe_jax import (
     models,
     optimizer,
     parallel,
+    report,
     train_step,
 )
 from abe_jax.data import samplers
@@ -109,8 +110,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 due = last or step % config.train.eval_every == 0
                 if due and step not in evaluated:
                     reporter.flush()
-                    result = evaluator.run(state, stop.check)
-                    evaluate.write(result, folder)
+                    result = evaluator.run(state, folder, stop.check)
                     evaluated[step] = evaluate.scalars(result)
                     writer.write(step, evaluated[step])
                     reporter.tell_evaluation(step, evaluated[step])
@@ -137,6 +137,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             raise Interrupted(step, stop.signal_number) from None
     columns = {"untrained": evaluated[0], f"step {step}": evaluated[step]}
     print(evaluate.table(columns, config.model.num_learners))
+    print(f"\n{folder / evaluate.EVALUATION_FILE}\n{folder / report.REPORT_FILE}")
     return evaluated[step]
 
 

@@ -1,11 +1,21 @@
-"""Strict arithmetic and eight fake CPU devices for every test."""
+"""Strict arithmetic, eight fake CPU devices, and data that tests make themselves."""
 
-import jax
-import pytest
-from absl import flags
+import os
+import pathlib
+import tempfile
+
+# Grain's and the command line's processes inherit these.
+os.environ["JAX_PLATFORMS"] = "cpu"
+_CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
 
 # Before anything touches a device: multi-device truths are tested, never skipped.
-jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -17,3 +27,18 @@ flags.FLAGS.mark_as_parsed()
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices():
     assert jax.device_count() == 8, "the tests need 8 fake CPU devices"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> pathlib.Path:
+    """A folder of 32 classes with 8 noisy 64 x 64 images each."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(32):
+        (folder / f"class{number:02}").mkdir()
+        colour = rng.integers(0, 256, 3)
+        for i in range(8):
+            pixels = np.clip(colour + rng.normal(0, 20, (64, 64, 3)), 0, 255)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(folder / f"class{number:02}" / f"{i}.png")
+    return folder

@@ -1,0 +1,113 @@
+"""Batches from Grain: the sampler's order, every image once, each host its part."""
+
+import numpy as np
+import pytest
+
+from abe_jax import data
+from abe_jax.data import samplers
+from abe_jax.data.pipeline import Subset
+from abe_jax.errors import UserError
+
+
+class Numbered:
+    """Images that show their own number."""
+
+    def __init__(self, number):
+        self.labels = (np.arange(number) // 5).astype(np.int32)
+        self.class_names = tuple(map(str, range(-(-number // 5))))
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return np.full((2, 2, 3), index, np.uint8)
+
+
+def subset_of(number, first=0):
+    source = Numbered(number)
+    return Subset(source, np.arange(first, number))
+
+
+def read(start=0, stop=50, batch_size=16, **reading):
+    subset = subset_of(103, first=10)
+    sampler = samplers.ClassSampler(subset.labels, batch_size, 4, seed=0)
+    batches = data.train_batches(
+        subset, sampler, start=start, stop=stop, reading=data.Reading(**reading)
+    )
+    return [(b["image"][:, 0, 0, 0], b["label"]) for b in batches]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return read(num_threads=1)
+
+
+def assert_same(got, want):
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_batches_are_the_samplers_in_its_order(expected):
+    subset = subset_of(103, first=10)
+    sampler = samplers.ClassSampler(subset.labels, 16, 4, seed=0)
+    for step, (numbers, labels) in enumerate(expected):
+        np.testing.assert_array_equal(numbers, subset.indices[sampler.batch(step)])
+        np.testing.assert_array_equal(labels, numbers // 5)
+
+
+@pytest.mark.parametrize(
+    "reading", [{"num_threads": 7}, {"num_workers": 2}], ids=["threads", "workers"]
+)
+def test_threads_and_workers_change_nothing(expected, reading):
+    assert_same(read(**reading), expected)
+
+
+def test_a_restart_goes_on_with_the_same_batches(expected):
+    assert_same(read(stop=20) + read(start=20), expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_read_their_parts_of_the_same_batches(expected, processes):
+    parts = [
+        read(process_index=index, process_count=processes)
+        for index in range(processes)
+    ]
+    whole = [
+        tuple(np.concatenate(pieces) for pieces in zip(*step, strict=True))
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(whole, expected)
+
+
+def test_processes_must_divide_the_batch():
+    with pytest.raises(UserError, match="16 images does not divide by 3 processes"):
+        read(process_count=3)
+
+
+@pytest.mark.parametrize("number", [1, 15, 16, 17, 64, 101])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_reads_every_image_once(number, processes):
+    subset = subset_of(number)
+    numbers, positions = [], []
+    for index in range(processes):
+        reading = data.Reading(process_index=index, process_count=processes)
+        for batch in data.evaluation_batches(subset, 16, reading):
+            assert len(batch["image"]) == 16 // processes
+            real = batch["position"] >= 0
+            numbers += batch["image"][real, 0, 0, 0].tolist()
+            positions += batch["position"][real].tolist()
+    assert sorted(positions) == list(range(number))
+    assert numbers == positions
+
+
+def test_a_bad_image_is_told_from_a_thread():
+    class Bad(Numbered):
+        def __getitem__(self, index):
+            raise UserError(f"cannot read {index}.png as an image: broken.")
+
+    subset = Subset(Bad(20), np.arange(20))
+    with pytest.raises(UserError, match="cannot read 0.png"):
+        list(data.evaluation_batches(subset, 4, data.Reading()))
