@@ -1,6 +1,8 @@
 """What `models.create` makes of a config."""
 
+import ast
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ from flax import nnx, traverse_util
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from PIL import Image
 
 from abe_jax import losses, models, pretrained
 from abe_jax.errors import UserError
@@ -190,3 +193,24 @@ def test_creation_is_reproducible_and_logged(caplog):
     )
     count = sum(p.size for p in _paths(nnx.state(first, nnx.Param)).values())
     assert f"All {count} parameters of the model are new." in caplog.text
+
+
+def test_the_documented_statements_run(tmp_path, monkeypatch):
+    page = DOCS.read_text()
+    assert len(page.splitlines()) <= 30
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert all(len(ast.parse(block).body) <= 5 for block in blocks)
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    # A narrow model compiles sooner; published weights would not fit into it.
+    monkeypatch.setattr(models, "ABE", partial(models.ABE, width=0.125))
+    monkeypatch.setattr(pretrained, "initialize", lambda model, path, *, trunk: None)
+    names = {"paths": paths, "labels": np.asarray([0, 0, 1, 1, 2, 2])}
+    exec("".join(blocks), names)
+    assert names["embeddings"].shape == (6, 8, 64)
+    assert names["masks"].shape == (6, 8, 14, 14, 60)
+    assert names["indices"].shape == (6, 3)
+    assert (tmp_path / "attention.png").exists()
