@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from abe_jax import host_memory
 from abe_jax.errors import UserError
 
 _MODES = {
@@ -93,6 +94,7 @@ def _help() -> str:
 
 def run() -> None:
     """Entry point of `abe-jax` and of `python -m abe_jax.main`."""
+    host_memory.keep_freed_memory()
     sys.path.insert(0, os.getcwd())  # configs import each other as `configs.NAME`
     app.run(_guarded_main, flags_parser=_parse_flags)
 

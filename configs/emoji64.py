@@ -19,25 +19,25 @@ def get_config() -> ConfigDict:
         load_size=64,
         image_size=64,
         sampler="classes",
-        images_per_class=4,
+        images_per_class=8,
         in_memory=True,
     )
     config.augment.update(
-        crop_area=(0.5, 1.1),
+        crop_area=(0.6, 1.1),
         brightness=0.2,
         contrast=0.4,
         saturation=0.6,
         hue=0.1,
         grey=0.3,
-        erase=0.2,
+        erase=0.1,
     )
     config.train.update(
-        steps=3000,
+        steps=4500,
         optimizer="adamw",
         learning_rate=2e-3,
         weight_decay=0.05,
         warmup_steps=100,
-        eval_every=500,
+        eval_every=1500,
         checkpoint_every=500,
     )
     return config

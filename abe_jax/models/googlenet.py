@@ -132,7 +132,11 @@ class ConvUnit(nnx.Module):
             stride,
             padding=((pad, pad), (pad, pad)),
             use_bias=not variant.batch_norm,
-            kernel_init=initializers.he_normal,
+            kernel_init=(
+                initializers.small_uniform
+                if variant.batch_norm
+                else initializers.he_normal
+            ),
             bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
             rngs=rngs,

@@ -38,6 +38,25 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return _on_host(draw, key, shape, dtype)
 
 
+def small_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Uniform with variance 1 / (3 fan_in), PyTorch's default for convolutions.
+
+    Behind batch norm the scale of a kernel changes nothing but how far a step of the
+    optimiser turns it: from these smaller kernels training starts faster.
+
+    Args:
+      key: random key.
+      shape: `[..., in, out]`.
+      dtype: floating point.
+    """
+    limit = math.sqrt(1.0 / math.prod(shape[:-1]))
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        return np.float32(limit) * (2.0 * rng.random(shape, np.float32) - 1.0)
+
+    return _on_host(draw, key, shape, dtype)
+
+
 def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
 
