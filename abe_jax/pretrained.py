@@ -7,16 +7,13 @@
 Tables below tell where each tensor of a file goes. A file is taken whole or not at all:
 a missing, unknown or wrongly shaped tensor is an error, as is any dtype but float32
 (half precision has lost digits that training starts from) and any value that is not
-finite. Classifiers are left out. No code of a file is run: torch reads with
-`weights_only=True`.
+finite. Classifiers are left out. No code of a file is run (see `weight_files`).
 """
 
 import collections
 import dataclasses
 import re
-import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path as FilePath
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,14 +22,13 @@ import numpy as np
 from absl import logging
 from flax import nnx, traverse_util
 
+from abe_jax import weight_files
 from abe_jax.errors import UserError
 from abe_jax.models import is_new_layer
 from abe_jax.models.googlenet import GoogLeNet
+from abe_jax.weight_files import Tensor
 
 Path = tuple[str, ...]
-
-# Four times a GoogLeNet with both auxiliary classifiers, in float32.
-_MAX_BYTES = 2**28
 
 # A convolution's kernel: [out, in, h, w] in every file, [h, w, in, out] in Flax.
 _FROM_OIHW = (2, 3, 1, 0)
@@ -147,6 +143,8 @@ TORCHVISION = Naming(
     },
 )
 
+_NAMINGS = (BVLC, TORCHVISION)
+
 # Where each part of a model comes from: prefix of its path, prefix in `GoogLeNet`. The
 # heads of M-heads all start from the same G.
 _SOURCES: dict[Path, Path] = {
@@ -170,7 +168,7 @@ def load_googlenet(path: str) -> GoogLeNet:
       UserError: the file cannot be read, is another network's, or holds values that
         are not float32 or not finite; or the package that reads it is missing.
     """
-    tensors = _read(path)
+    tensors = weight_files.read(path)
     naming = _naming_of(path, tensors)
     model = nnx.eval_shape(lambda: GoogLeNet(naming.variant, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
@@ -234,16 +232,7 @@ def source_of(path: Path) -> Path:
     raise KeyError(path)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """A tensor of a file, before its values are read."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-
-def _naming_of(path: str, tensors: Mapping[str, _Tensor]) -> Naming:
+def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> Naming:
     def known(naming: Naming) -> int:
         return sum(naming.path(name) is not None for name in tensors)
 
@@ -259,12 +248,12 @@ def _naming_of(path: str, tensors: Mapping[str, _Tensor]) -> Naming:
 
 def _match(
     path: str,
-    tensors: Mapping[str, _Tensor],
+    tensors: Mapping[str, Tensor],
     naming: Naming,
     wanted: Mapping[Path, Any],
 ) -> dict[Path, jax.Array]:
     """The values for every path of `wanted`, or an error with all that is wrong."""
-    found: dict[Path, _Tensor] = {}
+    found: dict[Path, Tensor] = {}
     wrong = collections.defaultdict(list)
     for name, tensor in tensors.items():
         key = naming.path(name)
@@ -306,120 +295,3 @@ def _raise_if(path: str, naming: Naming, wrong: Mapping[str, list[str]]) -> None
             f"{path} is not the float32 weights of a {naming.variant!r}: "
             f"{'; '.join(problems)}."
         )
-
-
-def _read(path: str) -> dict[str, _Tensor]:
-    """The tensors of a file; the file type is that of the name."""
-    file = FilePath(path)
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        raise UserError(
-            f"{path}: pretrained weights are read from {', '.join(_READERS)} files."
-        )
-    if not file.is_file():
-        raise UserError(f"{path}: there is no such file.")
-    if file.stat().st_size > _MAX_BYTES:
-        raise UserError(
-            f"{path} has {file.stat().st_size} bytes; no GoogLeNet has more than "
-            f"{_MAX_BYTES}."
-        )
-    try:
-        return reader(file)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{path}: reading it needs a package that is not installed: "
-            f"pip install {error.name}"
-        ) from error
-    except UserError:
-        raise
-    # The three readers raise a dozen types at a file that is broken or is not theirs.
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"{path} is broken, or is no {file.suffix} file of plain weights: "
-            f"{type(error).__name__}: {reason}"
-        ) from error
-
-
-def _read_onnx(file: FilePath) -> dict[str, _Tensor]:
-    import onnx
-
-    # External data would name other files to read; published files have none.
-    graph = onnx.load_model(file, load_external_data=False).graph
-    names = {"float": "float32"}
-    tensors = {}
-    for tensor in graph.initializer:
-        dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UserError(f"{file}: {tensor.name} is in another file; save as one.")
-
-        def read(tensor=tensor) -> np.ndarray:
-            try:
-                return onnx.numpy_helper.to_array(tensor)
-            except ValueError as error:
-                raise UserError(f"{file} is broken: {tensor.name}: {error}") from error
-
-        tensors[tensor.name] = _Tensor(
-            names.get(dtype, dtype), tuple(tensor.dims), read
-        )
-    return tensors
-
-
-def _read_safetensors(file: FilePath) -> dict[str, _Tensor]:
-    import safetensors
-
-    tensors = {}
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-    handle = safetensors.safe_open(file, framework="numpy")
-    for name in handle.keys():
-        entry = handle.get_slice(name)
-        dtype = str(entry.get_dtype())
-
-        def read(name=name) -> np.ndarray:
-            return handle.get_tensor(name)
-
-        tensors[name] = _Tensor(names.get(dtype, dtype), tuple(entry.get_shape()), read)
-    return tensors
-
-
-def _read_torch(file: FilePath) -> dict[str, _Tensor]:
-    import torch
-
-    with file.open("rb") as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
-    if is_zip:
-        # torch stores its records plainly; packed or overlapping ones are a zip bomb.
-        with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
-        packed = any(r.compress_type != zipfile.ZIP_STORED for r in records)
-        if packed or sum(r.file_size for r in records) > file.stat().st_size:
-            raise UserError(
-                f"{file} is a packed zip file, which torch.save never writes; it may "
-                "be a zip bomb and was not unpacked."
-            )
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
-    ):
-        raise UserError(
-            f"{file} holds no state dict (names and tensors) but a "
-            f"{type(content).__name__}; save with torch.save(model.state_dict(), ...)."
-        )
-    return {
-        name: _Tensor(
-            str(value.dtype).removeprefix("torch."),
-            tuple(value.shape),
-            lambda value=value: value.detach().numpy(),
-        )
-        for name, value in content.items()
-    }
-
-
-_NAMINGS = (BVLC, TORCHVISION)
-
-_READERS: dict[str, Callable[[FilePath], dict[str, _Tensor]]] = {
-    ".onnx": _read_onnx,
-    ".safetensors": _read_safetensors,
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-}

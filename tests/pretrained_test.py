@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from abe_jax import models, pretrained
+from abe_jax import models, pretrained, weight_files
 from abe_jax.errors import UserError
 from abe_jax.models.googlenet import GoogLeNet
 
@@ -65,11 +65,11 @@ def load(tmp_path, monkeypatch):
     def load(weights):
         def read(file):
             return {
-                name: pretrained._Tensor(str(v.dtype), v.shape, lambda v=v: v)
+                name: weight_files.Tensor(str(v.dtype), v.shape, lambda v=v: v)
                 for name, v in weights.items()
             }
 
-        monkeypatch.setitem(pretrained._READERS, ".onnx", read)
+        monkeypatch.setitem(weight_files._READERS, ".onnx", read)
         path = tmp_path / "weights.onnx"
         path.touch()
         return pretrained.load_googlenet(str(path))
