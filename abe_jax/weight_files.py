@@ -1,8 +1,8 @@
 """Tensors from files that nobody vouches for: ONNX, safetensors and torch.
 
 No code of a file is run: torch reads with `weights_only=True`, never by plain pickle. A
-file that points to other files, is packed, or is too large is refused. The packages that
-read are optional: each is imported where it is needed.
+file that points to other files, is packed, or is too large is refused. The packages
+that read are optional: each is imported where it is needed.
 """
 
 import dataclasses
