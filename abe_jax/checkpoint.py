@@ -159,10 +159,11 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _refuse_other_config(stored: dict, current: dict, workdir: pathlib.Path) -> None:
     old, new = _flat(stored), _flat(current)
+    # A field that one of the two lacks came or went between versions of this project.
     changed = [
-        f"{name} (there {old.get(name)!r}, now {new.get(name)!r})"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in _FREE_FIELDS
+        f"{name} (there {old[name]!r}, now {new[name]!r})"
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name] and name not in _FREE_FIELDS
     ]
     if changed:
         raise UserError(

@@ -24,7 +24,6 @@ from abe_jax.errors import UserError
 EVALUATION_FILE = "evaluation.json"
 
 
-
 class Evaluator:
     """Embeds the classes held out and measures retrieval among them."""
 

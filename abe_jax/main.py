@@ -1,6 +1,6 @@
 """Trains and evaluates retrieval embeddings: ABE in JAX and Flax.
 
-    python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import logging

@@ -74,9 +74,7 @@ def map_over_devices(
     )
 
     def by_device(state: Any, batch: Any) -> Any:
-        stacked = jax.tree.map(
-            lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch
-        )
+        stacked = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
         outputs = mapped(state, stacked)
         if not rows_out:
             return outputs

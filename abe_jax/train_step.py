@@ -111,9 +111,7 @@ def make_train_step(
             state.params
         )
         gradients, metrics = jax.lax.psum((gradients, shares), DATA_AXIS)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params
-        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)

@@ -15,16 +15,20 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of weights, batches and augmentation
 
     config.model = model = ConfigDict()
-    model.name = "abe"
+    model.name = "abe"  # abe | m_heads | one_head: the paper's baselines
     model.trunk = "googlenet"  # googlenet: BVLC's, with LRN; googlenet_bn: batch norm
+    model.pretrained = placeholder(str)  # file of GoogLeNet weights, see docs/models.md
+    model.freeze_batch_norm = False  # train with the running averages (ours)
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
-    model.width = 1.0  # factor on the trunk's channels; 1 is the paper's (ours)
+    model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
     config.loss = loss = ConfigDict()
     loss.margin = 1.0  # m_c, of squared distances
     loss.divergence_margin = 1.0  # m_div
-    loss.divergence_weight = 1.0  # lambda_div; L_div is divided by the batch size (ours)
+    loss.divergence_weight = (
+        1.0  # lambda_div; L_div is divided by the batch size (ours)
+    )
 
     config.data = data = ConfigDict()
     data.name = "image_folder"  # image_folder | birds (generated, no download)

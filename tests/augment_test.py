@@ -38,11 +38,11 @@ def test_nothing_changes_nothing(images):
 
 
 def test_flip_is_left_to_right(images):
-    np.testing.assert_allclose(
-        views(images, flip=1.0), images[:, :, ::-1], atol=0.01
-    )
+    np.testing.assert_allclose(views(images, flip=1.0), images[:, :, ::-1], atol=0.01)
     some = views(images, flip=0.5)
-    flipped = [np.allclose(a, b[:, ::-1], atol=0.01) for a, b in zip(some, images)]
+    flipped = [
+        np.allclose(a, b[:, ::-1], atol=0.01) for a, b in zip(some, images, strict=True)
+    ]
     assert 4 < sum(flipped) < 28
 
 

@@ -45,7 +45,7 @@ def loop_divergence(embeddings, margin):
 
 
 def random_embeddings(learners, seed=0, number=8, dim=6, spread=1.0):
-    """Unit vectors; a spread below 1 brings them together, so that hinges are active."""
+    """Unit vectors; a spread below 1 brings them close, so that hinges are active."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(1, 1, dim)) + spread * rng.normal(size=(number, learners, dim))
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -65,7 +65,9 @@ def test_equal_to_double_loop(learners, labels, margin):
             got, loop_contrastive(x, labels, margin), rtol=1e-6, atol=1e-6
         )
         got = losses.divergence_loss(jnp.asarray(x, jnp.float32), margin=margin)
-        np.testing.assert_allclose(got, loop_divergence(x, margin), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            got, loop_divergence(x, margin), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_hand_made_angles():

@@ -72,8 +72,7 @@ def test_a_restart_goes_on_with_the_same_batches(expected):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_read_their_parts_of_the_same_batches(expected, processes):
     parts = [
-        read(process_index=index, process_count=processes)
-        for index in range(processes)
+        read(process_index=index, process_count=processes) for index in range(processes)
     ]
     whole = [
         tuple(np.concatenate(pieces) for pieces in zip(*step, strict=True))

@@ -120,7 +120,9 @@ def test_gradient_is_that_of_the_loss_over_the_batch():
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    moved = jax.tree.map(lambda a, b: a - b, before.params, jax.device_get(after.params))
+    moved = jax.tree.map(
+        lambda a, b: a - b, before.params, jax.device_get(after.params)
+    )
     assert_equal_trees(moved, nnx.to_pure_dict(gradient), rtol=1e-3)
 
 
@@ -141,7 +143,10 @@ def test_loss_falls_and_metrics_are_complete():
 
 def test_new_layers_learn_faster():
     config = small_config().train
-    params = {"head": {"kernel": jnp.ones((2, 2))}, "trunk": {"kernel": jnp.ones((2, 2))}}
+    params = {
+        "head": {"kernel": jnp.ones((2, 2))},
+        "trunk": {"kernel": jnp.ones((2, 2))},
+    }
     gradients = jax.tree.map(jnp.ones_like, params)
     config.new_layer_factor = 10.0
     optimiser, _ = optimizer.create(config)

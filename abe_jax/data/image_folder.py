@@ -146,9 +146,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
         # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535.
-        return Image.fromarray(np.clip(values / 257.0, 0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
+        return Image.fromarray(
+            np.clip(values / 257.0, 0, 255).astype(np.uint8)
+        ).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(

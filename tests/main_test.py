@@ -1,0 +1,330 @@
+"""The command line as users meet it: real processes, their output and exit status."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A trunk so narrow, and birds so few, that a run is little more than compilation.
+SMALL = [
+    "--config=configs/quickstart.py",
+    "--config.model.width=0.05",
+    "--config.model.num_learners=2",
+    "--config.model.embedding_dim=8",
+    "--config.data.image_size=32",
+    "--config.data.load_size=32",
+    "--config.data.birds_classes=16",
+    "--config.data.birds_images_per_class=8",
+    "--config.data.images_per_class=4",
+    "--config.train.batch_size=16",
+    "--config.train.log_every=2",
+    "--config.train.eval_every=4",
+    "--config.train.checkpoint_every=4",
+]
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-m", "abe_jax.main", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def run(*arguments):
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=500)
+    return process.returncode, output, errors
+
+
+def lines_of(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(lines):
+    timed = ("images_per_second", "seconds")
+    kept = [
+        {k: v for k, v in line.items() if not any(t in k for t in timed)}
+        for line in lines
+    ]
+    return [line for line in kept if len(line) > 1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of eight steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    status, output, errors = run(
+        *SMALL, f"--workdir={workdir}", "--config.train.steps=8"
+    )
+    assert status == 0, errors
+    return workdir, output, errors
+
+
+def test_training_prints_a_table_and_leaves_its_files(finished):
+    workdir, output, errors = finished
+    assert "untrained" in output and "step 8" in output
+    for row in ("learner 0", "learner 1", "mean learner", "ensemble"):
+        assert sum(line.startswith(row) for line in output.splitlines()) == 1
+    assert "step 8 of 8: loss" in errors and "images/s" in errors
+    for name in ("config.json", "metrics.jsonl", "evaluation.json", "report.html"):
+        assert (workdir / name).stat().st_size > 0
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"4", "8"}
+    assert "Traceback" not in errors and "Warning" not in errors
+
+
+def test_metrics_are_those_promised(finished):
+    workdir, _, _ = finished
+    lines = lines_of(workdir)
+    trained = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in trained] == [1, 2, 4, 6, 8]
+    for line in trained:
+        assert {"train/contrastive", "train/divergence"} <= set(line)
+        assert line["train/images_per_second"] > 0
+    evaluated = [line for line in lines if "eval/recall@1" in line]
+    assert [line["step"] for line in evaluated] == [0, 4, 8]
+    assert {"eval/learner_0/recall@1", "eval/learner_1/recall@8"} <= set(evaluated[0])
+
+
+def test_evaluation_has_the_promised_fields(finished):
+    workdir, _, _ = finished
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert evaluation["step"] == 8
+    assert evaluation["num_queries"] == evaluation["num_gallery"] == 8 * 8
+    assert set(evaluation["recall"]) == {"1", "2", "4", "8"}
+    assert len(evaluation["learners"]) == 2
+    assert evaluation["protocol"]["split"] == "test"
+    assert evaluation["protocol"]["zero_shot"] is True
+    assert 0 <= evaluation["map_at_r"] <= 1
+
+
+def test_evaluate_prints_what_training_printed(finished, tmp_path):
+    finished_workdir, trained_output, _ = finished
+    workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
+    before = json.loads((workdir / "evaluation.json").read_text())
+    (workdir / "evaluation.json").unlink()
+    arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
+    status, output, errors = run(*arguments, "--mode=evaluate")
+    assert status == 0, errors
+    assert json.loads((workdir / "evaluation.json").read_text()) == before
+    row = output.splitlines()[-1].split()
+    assert row[0] == "ensemble"
+    assert trained_output.splitlines()[-4].split()[-5:] == row[-5:]
+    at_4 = [line for line in lines_of(workdir) if line["step"] == 4][-1]
+    status, output, errors = run(*arguments, "--mode=evaluate", "--step=4")
+    assert status == 0, errors
+    assert f"{at_4['eval/recall@1']:.3f}" == output.splitlines()[-1].split()[1]
+    status, _, errors = run(*arguments, "--mode=evaluate", "--step=5")
+    assert status == 1
+    assert "no checkpoint of step 5" in errors.splitlines()[-1]
+
+
+def test_a_finished_run_says_so_again(finished, tmp_path):
+    finished_workdir, output, _ = finished
+    workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
+    before = (workdir / "metrics.jsonl").read_text()
+    status, again, errors = run(
+        *SMALL, "--config.train.steps=8", f"--workdir={workdir}"
+    )
+    assert status == 0, errors
+    assert again.splitlines()[:8] == output.splitlines()[:8]
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, number):
+    workdir = tmp_path / "run"
+    arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
+    process = start(*arguments)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and '"train/loss"' in path.read_text():
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=400)
+    # A run as short as this may be over before the signal is looked at.
+    assert process.returncode in (128 + number, 0), errors
+    if process.returncode:
+        assert "run the same command to go on" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+    status, output, errors = run(*arguments)
+    assert status == 0, errors
+    assert without_times(lines_of(workdir)) == without_times(lines_of(finished[0]))
+    assert output.splitlines()[:8] == finished[1].splitlines()[:8]
+
+
+def test_killed_run_goes_on_from_the_last_checkpoint(finished, tmp_path):
+    """As after a power cut: later checkpoints are gone, a metrics line is cut short."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    text = (workdir / "metrics.jsonl").read_text()
+    (workdir / "metrics.jsonl").write_text(text[:-20])
+    arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
+    status, _, errors = run(*arguments)
+    assert status == 0, errors
+    assert "going on from the checkpoint of step 4" in errors
+    assert without_times(lines_of(workdir)) == without_times(lines_of(finished[0]))
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "abe_jax.main"], None])
+def test_help_lists_flags_and_modes(command):
+    entry = pathlib.Path(sys.executable).parent / "abe-jax"
+    if command is None and not entry.exists():
+        pytest.fail("abe-jax is not installed beside this Python")
+    result = subprocess.run(
+        [*(command or [entry]), "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    for word in ("--config", "--workdir", "--mode", "--step", "train ", "evaluate "):
+        assert sum(x.strip().startswith(word) for x in result.stdout.splitlines()) == 1
+
+
+BAD = {
+    "no workdir": (["--config=configs/quickstart.py"], "--workdir is missing"),
+    "no config": (["--workdir=W"], "--config is missing"),
+    "no such config": (["--config=configs/no.py", "--workdir=W"], "configs/no.py"),
+    "unknown field": ([*SMALL, "--config.train.stepz=3", "--workdir=W"], "stepz"),
+    "wrong type": ([*SMALL, "--config.train.steps=many", "--workdir=W"], "many"),
+    "unknown flag": ([*SMALL, "--wrokdir=W"], "wrokdir"),
+    "unknown mode": ([*SMALL, "--workdir=W", "--mode=trian"], "trian"),
+    "loose word": ([*SMALL, "--workdir=W", "train"], "unknown argument 'train'"),
+    "no run": ([*SMALL, "--workdir=W", "--mode=evaluate"], "holds no run"),
+    "D by M": (
+        [*SMALL, "--workdir=W", "--config.model.embedding_dim=9"],
+        "embedding_dim = 9 does not divide by model.num_learners = 2",
+    ),
+    "K too large": (
+        [
+            *SMALL,
+            "--workdir=W",
+            "--config.data.images_per_class=16",
+            "--config.train.batch_size=32",
+        ],
+        "more than any class has; the largest has 8",
+    ),
+    "K of recall": (
+        [*SMALL, "--workdir=W", "--config.eval.recall_at=(1, 5000)"],
+        "5000",
+    ),
+    "no folder": (
+        [
+            *SMALL,
+            "--workdir=W",
+            "--config.data.name=image_folder",
+            "--config.data.path=/no/such/folder",
+        ],
+        "'/no/such/folder' does not exist",
+    ),
+    "optimizer": (
+        [*SMALL, "--workdir=W", "--config.train.optimizer=adma"],
+        "known are 'sgd' and 'adamw'",
+    ),
+    "mapping": (
+        [*SMALL, "--workdir=W", "--config.parallel.mapping=vmap"],
+        "known are 'shard_map' and 'pmap'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_mistakes_end_in_one_clear_line(tmp_path, arguments, message):
+    arguments = [a.replace("=W", f"={tmp_path / 'run'}") for a in arguments]
+    status, _, errors = run(*arguments)
+    assert status == 1, errors
+    assert message in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+def test_workdir_of_another_config_is_left_alone(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "copy")
+    before = (workdir / "metrics.jsonl").read_text()
+    for mode in ("train", "evaluate"):
+        status, _, errors = run(
+            *SMALL,
+            "--config.train.steps=8",
+            f"--workdir={workdir}",
+            "--config.loss.margin=0.5",
+            f"--mode={mode}",
+        )
+        assert status == 1
+        assert "loss.margin (there 1.0, now 0.5)" in errors.splitlines()[-1]
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def folder_config(photos, workdir):
+    return [
+        *SMALL,
+        "--config.data.name=image_folder",
+        f"--config.data.path={photos}",
+        "--config.train.steps=2",
+        f"--workdir={workdir}",
+    ]
+
+
+def test_unreadable_image_is_named_and_nothing_is_lost(photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    # A test class: training must not fall over it before it is looked at.
+    (folder / "class31" / "7.png").write_bytes(b"not an image")
+    status, _, errors = run(*folder_config(folder, tmp_path / "run"))
+    assert status == 1
+    assert "class31/7.png as an image" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    shutil.copy(folder / "class31" / "6.png", folder / "class31" / "7.png")
+    status, output, errors = run(*folder_config(folder, tmp_path / "run"))
+    assert status == 0, errors
+    assert "ensemble" in output
+
+
+def test_diverging_loss_ends_the_run(tmp_path):
+    status, _, errors = run(
+        *SMALL,
+        "--config.model.trunk=googlenet",
+        "--config.train.optimizer=sgd",
+        "--config.train.learning_rate=1e30",
+        "--config.train.warmup_steps=0",
+        "--config.train.steps=8",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert status == 1
+    assert "lower train.learning_rate" in errors.splitlines()[-1]
+
+
+def test_runs_where_stderr_is_a_terminal(tmp_path):
+    """The bar shows images/s and the time left."""
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *("-m", "abe_jax.main", *SMALL),
+            *("--config.train.steps=2", f"--workdir={tmp_path / 'run'}"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:
+            break
+    assert process.wait(timeout=60) == 0, shown.decode()
+    assert "100%" in shown.decode() and "images/s" in shown.decode()
