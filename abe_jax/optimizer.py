@@ -70,7 +70,9 @@ def _schedule(config) -> optax.Schedule:
 
 
 def _is_kernel(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == "kernel", params
+    )
 
 
 def _is_new(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """Batch norm as PyTorch and TensorFlow train it, and frozen."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -9,7 +10,7 @@ class BatchNorm(nnx.BatchNorm):
 
     A batch is normalised by its own biased variance, but the running average collects
     `n / (n - 1)` times that, with n the positions of the global batch: as in PyTorch;
-    Flax collects the biased one. Statistics are those of the global batch over the
+    Flax collects the biased one. Statistics are float32, of the global batch over the
     mapped axis.
 
     Frozen, it uses the running averages in training too and never changes them. Its
@@ -33,22 +34,30 @@ class BatchNorm(nnx.BatchNorm):
         )
         self.frozen = frozen
 
-    def __call__(
-        self,
-        x: jax.Array,
-        use_running_average: bool | None = None,
-        *,
-        mask: jax.Array | None = None,
-    ) -> jax.Array:
-        if use_running_average is None:
-            use_running_average = self.use_running_average
-        if self.frozen or use_running_average:
-            return super().__call__(x, use_running_average=True, mask=mask)
-        if mask is not None:
-            raise NotImplementedError("The running variance of a masked batch.")
-        before = self.momentum * self.var[...]
-        y = super().__call__(x, use_running_average=False)
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Normalises `[..., C]`, and updates the running averages in training."""
+        if self.frozen or self.use_running_average:
+            mean, variance = self.mean[...], self.var[...]
+        else:
+            mean, variance = self._batch_statistics(x)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+
+        def aligned(channels: jax.Array) -> jax.Array:
+            return jnp.expand_dims(channels, range(x.ndim - 1)).astype(x.dtype)
+
+        return (x - aligned(mean)) * aligned(factor) + aligned(self.bias[...])
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        axes = tuple(range(x.ndim - 1))
+        values = x.astype(jnp.float32)
+        moments = (jnp.mean(values, axes), jnp.mean(jnp.square(values), axes))
+        mean, mean_square = jax.lax.pmean(moments, self.axis_name)
+        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
         count = x.size // x.shape[-1] * jax.lax.axis_size(self.axis_name)
-        update = self.var[...] - before
-        self.var[...] = before + update * (count / max(count - 1, 1))
-        return y
+        unbiased = variance * (count / max(count - 1, 1))
+        # Not by `self.mean[...] =`, which asks a tracer for its sharding: that takes as
+        # long as all other tracing.
+        new = 1.0 - self.momentum
+        self.mean.set_value(self.momentum * self.mean[...] + new * mean)
+        self.var.set_value(self.momentum * self.var[...] + new * unbiased)
+        return mean, variance
