@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from abe_jax.data import birds
-from abe_jax.data.birds import PART_NAMES, PARTS, Birds, render
+from abe_jax.data.bird_drawing import PART_NAMES, PARTS, render
+from abe_jax.data.birds import Birds
 
 GOLDEN_MEANS = {
-    0: [106.37, 144.69, 108.93],
-    1000: [127.06, 169.14, 141.46],
-    1536: [152.34, 161.47, 165.32],
-    3071: [121.61, 129.74, 108.73],
+    0: (105.30, 138.29, 105.43),
+    1000: (120.00, 156.81, 130.89),
+    1536: (147.43, 154.19, 155.69),
+    3071: (119.44, 125.15, 107.29),
 }
 GOLDEN_ATTRIBUTES = [[3, 1, 0, 4, 0], [2, 2, 3, 4, 3], [1, 4, 1, 0, 0]]
 

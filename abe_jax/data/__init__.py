@@ -95,11 +95,14 @@ def _open(config) -> ImageSource:
             f"{config.image_size}; images are cropped on the device, never enlarged."
         )
     if config.name == "birds":
-        return Birds(
-            num_classes=config.birds_classes,
-            images_per_class=config.birds_images_per_class,
-            image_size=config.load_size,
-        )
+        try:
+            return Birds(
+                num_classes=config.birds_classes,
+                images_per_class=config.birds_images_per_class,
+                image_size=config.load_size,
+            )
+        except ValueError as error:
+            raise UserError(f"data.birds_*, data.load_size: {error}") from error
     if config.name == "image_folder":
         if not config.path:
             raise UserError(
