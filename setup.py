@@ -43,6 +43,18 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": _TEST,
+        # Readers of published GoogLeNet weights; torch is needed for .pth files only.
+        "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],
+        # Compared with in tests marked `peers`, together with torchvision, which is
+        # installed by itself (`pip install --no-deps torchvision==0.28.0`).
+        "peers": [
+            "onnx>=1.17,<2",
+            "onnxruntime>=1.20,<2",
+            "pytorch-metric-learning>=2.8,<3",
+            "safetensors>=0.4,<1",
+            "scikit-learn>=1.5,<2",
+            "torch==2.13.0",
+        ],
         # Pinned: a formatter or type checker of another version finds other things.
         "dev": [*_TEST, "build==1.5.0", "pyright==1.1.414", "ruff==0.17.6"],
     },
