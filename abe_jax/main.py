@@ -37,9 +37,12 @@ _STEP = flags.DEFINE_integer(
 def _main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            raise UserError(f"--{flag.name} is missing; --help tells more.")
+    for name in (_CONFIG.name, _WORKDIR.name):
+        if not flags.FLAGS[name].present:
+            raise UserError(f"--{name} is missing; --help tells more.")
+    path = config_flags.get_config_filename(flags.FLAGS[_CONFIG.name])
+    if not os.path.exists(path):
+        raise UserError(f"--config: there is no file {path!r}.")
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
@@ -65,7 +68,9 @@ def _guarded_main(argv: Sequence[str]) -> None:
 
 
 def _tell(error: BaseException) -> None:
-    print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    # A KeyError's own text is the repr of its message.
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    print(f"abe_jax: {' '.join(text.split())}", file=sys.stderr)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

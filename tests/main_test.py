@@ -217,10 +217,6 @@ BAD = {
         ],
         "more than any class has; the largest has 8",
     ),
-    "K of recall": (
-        [*SMALL, "--workdir=W", "--config.eval.recall_at=(1, 5000)"],
-        "5000",
-    ),
     "no folder": (
         [
             *SMALL,

@@ -1,0 +1,87 @@
+"""Measuring an ensemble: rows of the table, fields of the JSON, flat metrics."""
+
+import numpy as np
+import pytest
+
+from abe_jax import evaluate, retrieval
+from abe_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def measured():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 5)
+    centres = rng.normal(size=(10, 3, 4))
+    embeddings = centres[labels] + 0.8 * rng.normal(size=(50, 3, 4))
+    embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    embeddings = embeddings.astype(np.float32)
+    return embeddings, labels, evaluate.measure(embeddings, labels, (1, 4))
+
+
+def distances_recall(distances, labels, k):
+    """Recall@K from squared distances, without the module under test."""
+    distances = distances.copy()
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.argsort(distances, axis=1)[:, :k]
+    return float(np.mean((labels[nearest] == labels[:, None]).any(1)))
+
+
+def test_ensemble_distance_is_the_sum_over_learners(measured):
+    embeddings, labels, result = measured
+    gaps = embeddings[:, None] - embeddings[None]
+    by_learner = np.sum(gaps.astype(np.float64) ** 2, axis=-1)
+    for k in (1, 4):
+        expected = distances_recall(by_learner.sum(-1), labels, k)
+        assert result["recall"][str(k)] == pytest.approx(expected)
+        learners = [distances_recall(by_learner[..., m], labels, k) for m in range(3)]
+        found = [learner["recall"][str(k)] for learner in result["learners"]]
+        assert found == pytest.approx(learners)
+        mean = result["mean_learner"]["recall"][str(k)]
+        assert mean == pytest.approx(np.mean(learners))
+
+
+def test_numbers_of_queries(measured):
+    result = measured[2]
+    assert (result["num_queries"], result["num_gallery"]) == (50, 50)
+    assert result["num_lone_queries"] == 0
+
+
+def test_flat_metrics_and_table(measured):
+    metrics = evaluate.scalars(measured[2])
+    assert set(metrics) == {
+        f"{part}/{figure}"
+        for part in (
+            "eval",
+            "eval/mean_learner",
+            *(f"eval/learner_{m}" for m in range(3)),
+        )
+        for figure in ("recall@1", "recall@4", "map_at_r")
+    }
+    lines = evaluate.table({"untrained": metrics, "step 5": metrics}, 3).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["R@1", "R@4", "MAP@R"] * 2
+    assert [line[:12].strip() for line in lines[2:]] == [
+        *("learner 0", "learner 1", "learner 2"),
+        *("mean learner", "ensemble"),
+    ]
+    assert lines[-1].split()[1] == f"{metrics['eval/recall@1']:.3f}"
+
+
+def test_non_finite_embedding_is_the_users_to_know(measured):
+    embeddings, labels, _ = measured
+    broken = embeddings.copy()
+    broken[7, 1, 2] = np.nan
+    with pytest.raises(UserError, match="7"):
+        evaluate.measure(broken, labels, (1,))
+
+
+def test_all_lone_queries_are_told(measured):
+    embeddings, _, _ = measured
+    with pytest.raises(UserError, match="no query has a positive"):
+        evaluate.measure(embeddings, np.arange(50), (1,))
+
+
+def test_is_what_retrieval_says(measured):
+    embeddings, labels, result = measured
+    flat = embeddings.reshape(50, -1)
+    assert result["map_at_r"] == retrieval.map_at_r(flat, labels)
