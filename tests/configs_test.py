@@ -36,6 +36,7 @@ def test_one_step(name, photos, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["m_heads", "one_head"])
 def test_baselines_are_one_changed_flag(name, photos, tmp_path):
     module = importlib.import_module("configs.emoji64")
@@ -48,6 +49,7 @@ def test_baselines_are_one_changed_flag(name, photos, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_mapping_and_pairs_from_the_command_line_fields(mapping, photos, tmp_path):
     module = importlib.import_module("configs.quickstart")

@@ -49,7 +49,7 @@ class BatchNorm(nnx.BatchNorm):
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
-        values = x.astype(jnp.float32)
+        values = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
         moments = (jnp.mean(values, axes), jnp.mean(jnp.square(values), axes))
         mean, mean_square = jax.lax.pmean(moments, self.axis_name)
         variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
