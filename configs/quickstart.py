@@ -32,12 +32,12 @@ def get_config() -> ConfigDict:
             },
             "augment": {"crop_area": (0.85, 1.0)},
             "train": {
-                "steps": 1400,
+                "steps": 900,
                 "optimizer": "adamw",
                 "learning_rate": 2e-3,
                 "warmup_steps": 50,
-                "eval_every": 350,
-                "checkpoint_every": 350,
+                "eval_every": 450,
+                "checkpoint_every": 450,
             },
         }
     )
