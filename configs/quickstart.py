@@ -30,14 +30,14 @@ def get_config() -> ConfigDict:
                 "images_per_class": 16,
                 "in_memory": True,
             },
-            "augment": {"crop_area": (0.85, 1.0)},
+            "augment": {"crop_area": (0.9, 1.0), "brightness": 0.1, "contrast": 0.2},
             "train": {
-                "steps": 900,
+                "steps": 1000,
                 "optimizer": "adamw",
                 "learning_rate": 2e-3,
                 "warmup_steps": 50,
-                "eval_every": 450,
-                "checkpoint_every": 450,
+                "eval_every": 500,
+                "checkpoint_every": 500,
             },
         }
     )
