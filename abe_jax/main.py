@@ -48,7 +48,7 @@ def _main(argv: Sequence[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     from abe_jax import evaluate, train  # not above: --help needs no JAX
 
-    config, workdir = _CONFIG.value, _WORKDIR.value
+    config, workdir = _CONFIG.value, str(_WORKDIR.value)
     try:
         if _MODE.value == "train":
             train.train_and_evaluate(config, workdir)

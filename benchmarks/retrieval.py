@@ -145,7 +145,7 @@ def faiss_k(data: dict[str, Any]) -> dict[int, float]:
 
 
 def torch_blocks(data: dict[str, Any]) -> dict[int, float]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     g = torch.from_numpy(data["g"]).to(device)
@@ -156,7 +156,9 @@ def torch_blocks(data: dict[str, Any]) -> dict[int, float]:
 
 
 def scikit(data: dict[str, Any]) -> dict[int, float]:
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import (  # pyright: ignore[reportMissingImports]
+        NearestNeighbors,
+    )
 
     k = max(data["ks"]) + int(data["own"])
     model = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(data["g"])
@@ -164,8 +166,10 @@ def scikit(data: dict[str, Any]) -> dict[int, float]:
 
 
 def pml(data: dict[str, Any]) -> dict[str, float]:
-    import torch
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    import torch  # pyright: ignore[reportMissingImports]
+    from pytorch_metric_learning.utils.accuracy_calculator import (  # pyright: ignore[reportMissingImports]
+        AccuracyCalculator,
+    )
 
     calculator = AccuracyCalculator(
         include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),

@@ -78,14 +78,15 @@ def create(config) -> Splits:
         train, name = in_train & ~evaluation, "validation"
     if config.in_memory:
         source = InMemory(source)
-    parts = [Subset(source, np.flatnonzero(mask)) for mask in (train, evaluation)]
-    shared = np.intersect1d(*(part.labels for part in parts))
+    train_part = Subset(source, np.flatnonzero(train))
+    evaluation_part = Subset(source, np.flatnonzero(evaluation))
+    shared = np.intersect1d(train_part.labels, evaluation_part.labels)
     if len(shared):
         logging.warning(
             "%d classes are in both train/ and test/: Recall@K is not zero-shot.",
             len(shared),
         )
-    return Splits(*parts, evaluation_name=name, zero_shot=not len(shared))
+    return Splits(train_part, evaluation_part, name, zero_shot=not len(shared))
 
 
 def _open(config) -> ImageSource:

@@ -102,7 +102,8 @@ _LOOKS: dict[str, dict[str, _Look]] = {
         "dotted": _Look(_WING, _rgb(0x1E2F8A), _dots(
             0.075, (0.10, -0.10), (0.02, 0.18), (-0.22, -0.07), (-0.30, 0.20),
             (-0.50, 0.04), (-0.62, 0.26), (-0.84, 0.14)), _WHITE),
-        "tipped": _Look(_WING, None, [(-0.76, 0.16, 0.30, -1.20, 0.24, 0.30)], _rgb(0xDB3A2A)),
+        "tipped": _Look(
+            _WING, None, [(-0.76, 0.16, 0.30, -1.20, 0.24, 0.30)], _rgb(0xDB3A2A)),
         "golden": _Look(
             _WING, None, [(-0.20, 0.08, 0.19, -0.42, 0.12, 0.15)], _rgb(0xFFCC1A)),
     },

@@ -63,8 +63,8 @@ class ImageFolder:
         _refuse_loose(parts, depth, self.path)
         self.names = tuple("/".join(p) for p in parts)
         classes = [p[depth - 1] for p in parts]
-        self.class_names, labels = np.unique(classes, return_inverse=True)
-        self.class_names = tuple(map(str, self.class_names))
+        class_names, labels = np.unique(classes, return_inverse=True)
+        self.class_names = tuple(map(str, class_names))
         self.labels = labels.astype(np.int32)
         empty = {p[:depth] for p in folders if len(p) >= depth}
         empty -= {p[:depth] for p in parts}

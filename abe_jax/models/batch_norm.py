@@ -40,6 +40,7 @@ class BatchNorm(nnx.BatchNorm):
             mean, variance = self.mean[...], self.var[...]
         else:
             mean, variance = self._batch_statistics(x)
+        assert self.scale is not None and self.bias is not None  # for type checkers
         factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
 
         def aligned(channels: jax.Array) -> jax.Array:
