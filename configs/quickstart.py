@@ -2,7 +2,7 @@
 
     python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-64 species train, 64 others test; every image is drawn by `abe_jax/data/birds.py`. All
+96 species train, 32 others test; every image is drawn by `abe_jax/data/birds.py`. All
 settings are ours, for a short run.
 """
 

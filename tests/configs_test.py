@@ -17,7 +17,7 @@ def shrunk(config, photos):
     """The same job with a trunk, images and data as small as they can be."""
     config.model.update(width=0.05, num_learners=2, embedding_dim=8)
     config.data.update(load_size=36, image_size=32)
-    config.data.update(birds_classes=32, birds_images_per_class=8, path=str(photos))
+    config.data.update(birds_classes=32, birds_images_per_class=16, path=str(photos))
     config.train.update(steps=1)
     config.eval.batch_size = 16
     return config

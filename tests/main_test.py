@@ -103,7 +103,7 @@ def test_evaluation_has_the_promised_fields(finished):
     workdir, _, _ = finished
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["step"] == 8
-    assert evaluation["num_queries"] == evaluation["num_gallery"] == 8 * 8
+    assert evaluation["num_queries"] == evaluation["num_gallery"] == 4 * 8
     assert set(evaluation["recall"]) == {"1", "2", "4", "8"}
     assert len(evaluation["learners"]) == 2
     assert evaluation["protocol"]["split"] == "test"

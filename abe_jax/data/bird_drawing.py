@@ -247,7 +247,7 @@ class _Pose:
         return cls(
             x=rng.uniform(0.45, 0.55),
             y=rng.uniform(0.48, 0.58),
-            scale=rng.uniform(0.20, 0.24),
+            scale=rng.uniform(0.22, 0.26),
             facing=1.0 if rng.random() < 0.5 else -1.0,
             slim=rng.uniform(0.86, 1.0),
             tilt=rng.uniform(-0.5, 0.2),
