@@ -40,10 +40,14 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     if config.new_layer_factor != 1.0:
         faster = optax.masked(optax.scale(config.new_layer_factor), _is_new)
         direction = optax.chain(direction, faster)
-    return (
-        optax.chain(clip, direction, optax.scale_by_learning_rate(schedule)),
-        schedule,
-    )
+    chain = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule))
+
+    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+        # Adam raises floats to integer powers, which strict dtype promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            return chain.update(gradients, state, params)
+
+    return optax.GradientTransformation(chain.init, update), schedule
 
 
 def _schedule(config) -> optax.Schedule:
