@@ -52,9 +52,10 @@ def create(config) -> Splits:
     """Opens the data that `config.data` describes and splits it by classes.
 
     The first half of the sorted classes trains and the second half tests, unless the
-    folder has `train/` and `test/` parts; of the birds three quarters train. With `validation_fraction` above 0 that share
-    of the training classes, the last in order, is held out and takes the place of the
-    test classes, which are then not looked at.
+    folder has `train/` and `test/` parts; of the birds three quarters train. With
+    `validation_fraction` above 0 that share of the training classes, the last in
+    order, is held out and takes the place of the test classes, which are then not
+    looked at.
 
     Args:
       config: the `data` section of a config (see `configs/default.py`).
