@@ -33,13 +33,13 @@ def get_config() -> ConfigDict:
             },
             "augment": {"crop_area": (0.9, 1.0), "brightness": 0.1, "contrast": 0.2},
             "train": {
-                "steps": 1000,
+                "steps": 800,
                 "optimizer": "adamw",
                 "learning_rate": 2e-3,
                 "weight_decay": 0.02,
                 "warmup_steps": 50,
-                "eval_every": 500,
-                "checkpoint_every": 500,
+                "eval_every": 400,
+                "checkpoint_every": 400,
             },
         }
     )
