@@ -1,12 +1,16 @@
 """The command line as users meet it: real processes, their output and exit status."""
 
+import fcntl
 import json
 import os
 import pathlib
+import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -302,9 +306,8 @@ def test_diverging_loss_ends_the_run(tmp_path):
 
 def test_runs_where_stderr_is_a_terminal(tmp_path):
     """The bar shows images/s and the time left."""
-    import pty
-
     parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
         [
             sys.executable,
