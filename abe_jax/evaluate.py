@@ -27,7 +27,7 @@ EVALUATION_FILE = "evaluation.json"
 class Evaluator:
     """Embeds the classes held out and measures retrieval among them."""
 
-    def __init__(self, config, model: nnx.Module, splits: data.Splits, mesh: Mesh):
+    def __init__(self, config, model: models.Embedder, splits: data.Splits, mesh: Mesh):
         """Compiles nothing yet; the first run does.
 
         Args:
@@ -37,6 +37,7 @@ class Evaluator:
           mesh: the devices.
         """
         self._config = config
+        self._num_learners = model.num_learners
         self._splits = splits
         self._mesh = mesh
         self._embed = parallel.map_over_devices(
@@ -70,7 +71,7 @@ class Evaluator:
         evaluation = {
             "step": int(state.step),
             **measure(embeddings, subset.labels, self._config.eval.recall_at),
-            "protocol": _protocol(self._config, self._splits),
+            "protocol": _protocol(self._config, self._splits, self._num_learners),
         }
         text = json.dumps(evaluation, indent=2) + "\n"
         (folder / EVALUATION_FILE).write_text(text)
@@ -177,7 +178,7 @@ def measure(
     }
 
 
-def _protocol(config, splits: data.Splits) -> dict:
+def _protocol(config, splits: data.Splits, num_learners: int) -> dict:
     """What a number must be reported with."""
     return {
         "data": config.data.name,
@@ -186,7 +187,7 @@ def _protocol(config, splits: data.Splits) -> dict:
         "num_classes": len(np.unique(splits.evaluation.labels)),
         "trunk": config.model.trunk,
         "width": config.model.width,
-        "num_learners": config.model.num_learners,
+        "num_learners": num_learners,
         "embedding_dim": config.model.embedding_dim,
         "image_size": config.data.image_size,
         "crop": "centre",

@@ -136,9 +136,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             checkpoints.save(state, config)
             raise Interrupted(step, stop.signal_number) from None
     columns = {"untrained": evaluated[0], f"step {step}": evaluated[step]}
-    # one_head has one learner, whatever num_learners says
-    learners = 1 if config.model.name == "one_head" else config.model.num_learners
-    print(evaluate.table(columns, learners))
+    print(evaluate.table(columns, model.num_learners))
     print(f"\n{folder / evaluate.EVALUATION_FILE}\n{folder / report.REPORT_FILE}")
     return evaluated[step]
 

@@ -67,6 +67,13 @@ def assert_equal_trees(got, expected, rtol):
         ("googlenet", "shard_map", 8),
         ("googlenet_bn", "pmap", 2),
         pytest.param("googlenet", "pmap", 4, marks=pytest.mark.slow),
+        pytest.param(
+            *("googlenet_bn", "shard_map", 8),
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.xfail(reason="known failure, cause not shown: gradients"),
+            ],
+        ),
     ],
 )
 def test_equal_on_any_number_of_devices(trunk, mapping, devices):
