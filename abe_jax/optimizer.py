@@ -42,10 +42,10 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
         direction = optax.chain(direction, faster)
     chain = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule))
 
-    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         # Adam raises floats to integer powers, which strict dtype promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
-            return chain.update(gradients, state, params)
+            return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update), schedule
 
