@@ -72,8 +72,16 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(state_of(1), quickstart.get_config())
     with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
-        with pytest.raises(UserError, match="does not fit the config's model"):
+        with pytest.raises(
+            UserError,
+            match=r"does not fit the config's model: 3 arrays differ, the first is "
+            r"opt_state.0.mu.layer.kernel \(there \(3, 4\), now \(3, 5\)\)",
+        ):
             checkpoints.restore(state_of(1, shape=(3, 5)), mesh)
+        other = state_of(1)
+        other.params["head"] = {"bias": jnp.zeros(2)}
+        with pytest.raises(UserError, match=r"params.head.bias \(there missing, now"):
+            checkpoints.restore(other, mesh)
 
 
 def test_workdir_belongs_to_one_config(tmp_path):
