@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abe_jax.precision import working_dtype
+
 # RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
 _TO_YIQ = np.array(
-    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]],
-    np.float32,
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]
 )
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
@@ -48,7 +49,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
         crop_key, colour_key, erase_key = jax.random.split(key, 3)
-        view = _crop(image.astype(jnp.float32), crop_key, size, config)
+        view = _crop(image.astype(working_dtype()), crop_key, size, config)
         view = jnp.clip(_recolour(view, colour_key, config), 0.0, 255.0)
         return _erase(view, erase_key, config)
 
@@ -58,7 +59,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
 def centre_crop(images: jax.Array, size: int) -> jax.Array:
     """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, as float32."""
     top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
-    return images[:, top : top + size, left : left + size].astype(jnp.float32)
+    return images[:, top : top + size, left : left + size].astype(working_dtype())
 
 
 def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
@@ -73,7 +74,7 @@ def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
     stretch = math.log(config.crop_aspect) / 2
     ratio = jnp.exp(jax.random.uniform(aspect_key, (), minval=-stretch, maxval=stretch))
     window = scale * jnp.stack([height / ratio, width * ratio])
-    room = jnp.array([height, width], jnp.float32) - window
+    room = jnp.array([height, width], window.dtype) - window
     start = room * jax.random.uniform(place_key, (2,))
     flip = jax.random.uniform(flip_key, ()) < config.flip
     rows = _resample(start[0], window[0], height, size)
@@ -85,9 +86,9 @@ def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
 def _resample(start: jax.Array, extent: jax.Array, length: int, size: int) -> jax.Array:
     """Weights `[size, length]` of a triangle filter, widened when it shrinks."""
     step = extent / size
-    centres = start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * step - 0.5
+    centres = start + (jnp.arange(size, dtype=step.dtype) + 0.5) * step - 0.5
     centres = jnp.clip(centres, 0.0, length - 1.0)
-    pixels = jnp.arange(length, dtype=jnp.float32)
+    pixels = jnp.arange(length, dtype=step.dtype)
     reach = jnp.maximum(step, 1.0)
     weights = jax.nn.relu(1.0 - jnp.abs(pixels[None] - centres[:, None]) / reach)
     return weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -121,7 +122,7 @@ def _erase(image: jax.Array, key: jax.Array, config) -> jax.Array:
     chance_key, side_key, place_key, grey_key = jax.random.split(key, 4)
     sides = size * jax.random.uniform(side_key, (2,), minval=0.1, maxval=0.5)
     start = (size - sides) * jax.random.uniform(place_key, (2,))
-    pixels = jnp.arange(size, dtype=jnp.float32)[None]
+    pixels = jnp.arange(size, dtype=start.dtype)[None]
     inside = (pixels >= start[:, None]) & (pixels < (start + sides)[:, None])
     covered = inside[0][:, None] & inside[1][None, :]
     covered &= jax.random.uniform(chance_key, ()) < config.erase

@@ -22,6 +22,7 @@ _FREE_FIELDS = (
     "eval.batch_size",
     "eval.recall_at",
     "parallel.mapping",
+    "train.chunks",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -29,8 +30,13 @@ _FREE_FIELDS = (
 )
 
 
-def claim_workdir(workdir: pathlib.Path, config) -> None:
+def claim_workdir(workdir: pathlib.Path, config, *, write: bool = True) -> None:
     """Makes the workdir this config's, or checks that it already is.
+
+    Args:
+      workdir: of the run; made if missing.
+      config: of the run.
+      write: False to check only, for all processes but the first.
 
     Raises:
       UserError: the workdir holds a run of another config; the fields that differ are
@@ -40,9 +46,14 @@ def claim_workdir(workdir: pathlib.Path, config) -> None:
     current = json.loads(config.to_json_best_effort())
     if path.exists():
         _refuse_other_config(_read_json(path), current, workdir)
+    if not write:
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(current, indent=2) + "\n")
+        # Whole or not at all: other processes may be reading it.
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(current, indent=2) + "\n")
+        part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write to --workdir: {error}.") from error
 

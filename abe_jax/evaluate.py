@@ -5,6 +5,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -15,6 +16,7 @@ from abe_jax import (
     models,
     optimizer,
     parallel,
+    processes,
     report,
     retrieval,
     train_step,
@@ -61,7 +63,7 @@ class Evaluator:
           check: called before every batch; may raise to stop.
 
         Returns:
-          the content of `evaluation.json`.
+          the content of `evaluation.json`; process 0 writes it.
 
         Raises:
           UserError: as of `measure`.
@@ -73,9 +75,10 @@ class Evaluator:
             **measure(embeddings, subset.labels, self._config.eval.recall_at),
             "protocol": _protocol(self._config, self._splits, self._num_learners),
         }
-        text = json.dumps(evaluation, indent=2) + "\n"
-        (folder / EVALUATION_FILE).write_text(text)
-        report.write(folder, evaluation, subset, embeddings)
+        if processes.is_first():
+            text = json.dumps(evaluation, indent=2) + "\n"
+            (folder / EVALUATION_FILE).write_text(text)
+            report.write(folder, evaluation, subset, embeddings)
         return evaluation
 
     def embed(
@@ -84,17 +87,24 @@ class Evaluator:
         subset: data.Subset,
         check: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Embeds every image of a part once: float32 `[n, M, D/M]`, in its order."""
+        """Embeds every image of a part once: float32 `[n, M, D/M]`, in its order.
+
+        Every process gets all of them.
+        """
         batch_size, devices = self._config.eval.batch_size, self._mesh.size
         batch_size = -(-batch_size // devices) * devices
-        reading = data.Reading.of_this_process(self._config.data)
-        parts = []
+        reading = data.Reading.of_process(self._config.data, *processes.place())
+        parts: list[jax.Array | np.ndarray] = []
         for batch in data.evaluation_batches(subset, batch_size, reading):
             check()
             images = parallel.split_rows(batch["image"], self._mesh)
-            rows = self._embed((state.params, state.model_state), images)
-            parts.append(np.asarray(rows)[batch["position"] >= 0])
-        return np.concatenate(parts)
+            parts.append(self._embed((state.params, state.model_state), images))
+            # Fetched a batch late, so that the device always has work.
+            if len(parts) > 1:
+                parts[-2] = processes.gather_rows(parts[-2])
+        parts[-1] = processes.gather_rows(parts[-1])
+        # The images come in order; only the end of the last batch is padding.
+        return np.concatenate(parts)[: len(subset)]
 
 
 def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
@@ -123,8 +133,9 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
     with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
         state = checkpoints.restore(state, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state, folder)
-    columns = {f"step {evaluation['step']}": scalars(evaluation)}
-    print(table(columns, len(evaluation["learners"])))
+    if processes.is_first():
+        columns = {f"step {evaluation['step']}": scalars(evaluation)}
+        print(table(columns, len(evaluation["learners"])))
     return evaluation
 
 
@@ -146,12 +157,16 @@ def measure(
         or an embedding is not finite.
     """
     ks = tuple(recall_at)
+    index, count = processes.place()
+    # Every process asks its share of the queries.
+    share = (index * len(labels) // count, (index + 1) * len(labels) // count)
 
     def one(rows: np.ndarray) -> retrieval.RetrievalResult:
         try:
-            return retrieval.evaluate_retrieval(rows, labels, ks)
+            part = retrieval.evaluate_retrieval(rows, labels, ks, query_range=share)
         except ValueError as error:
             raise UserError(f"the evaluation failed: {error}") from error
+        return _together(part)
 
     def fields(result: retrieval.RetrievalResult) -> dict:
         return {
@@ -176,6 +191,29 @@ def measure(
             "map_at_r": float(np.mean([m["map_at_r"] for m in learners])),
         },
     }
+
+
+def _together(part: retrieval.RetrievalResult) -> retrieval.RetrievalResult:
+    """The result of all queries from those of the processes' shares."""
+    if processes.place()[1] == 1:
+        return part
+    sums = part.num_queries * np.array([part.map_at_r, part.r_precision])
+    counts = np.array([part.num_queries, part.num_lone_queries, *part.hits.values()])
+    sums = processes.gather(sums).sum(axis=0)
+    number, lone, *hits = (int(n) for n in processes.gather(counts).sum(axis=0))
+    if not number:
+        raise UserError(
+            "the evaluation failed: no query has another image of its class."
+        )
+    return retrieval.RetrievalResult(
+        recall={k: n / number for k, n in zip(part.hits, hits, strict=True)},
+        hits=dict(zip(part.hits, hits, strict=True)),
+        map_at_r=float(sums[0] / number),
+        r_precision=float(sums[1] / number),
+        num_queries=number,
+        num_gallery=part.num_gallery,
+        num_lone_queries=lone,
+    )
 
 
 def _protocol(config, splits: data.Splits, num_learners: int) -> dict:

@@ -17,6 +17,8 @@ differentiate a psum of it.
 import jax
 import jax.numpy as jnp
 
+from abe_jax.precision import at_least_float32
+
 
 def contrastive_loss(
     embeddings: jax.Array,
@@ -37,7 +39,7 @@ def contrastive_loss(
       scalar; with `axis_name`, this device's rows of the pair matrix against all
       columns, divided by the number of images of the global batch.
     """
-    rows = _at_least_float32(embeddings)
+    rows = at_least_float32(embeddings)
     columns, column_labels = rows, labels
     if axis_name is not None:
         columns = jax.lax.all_gather(rows, axis_name, tiled=True)
@@ -67,7 +69,7 @@ def divergence_loss(
     Returns:
       scalar; with `axis_name`, the share of this device's images. Zero for M = 1.
     """
-    rows = _at_least_float32(embeddings)
+    rows = at_least_float32(embeddings)
     learners = rows.shape[1]
     products = jnp.einsum(
         "bpd,bqd->bpq", rows, rows, precision=jax.lax.Precision.HIGHEST
@@ -78,7 +80,3 @@ def divergence_loss(
     pairs = jnp.where(upper, jax.nn.relu(margin - distances), 0.0)
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     return jnp.sum(pairs) / (rows.shape[0] * devices)
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

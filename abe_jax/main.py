@@ -5,8 +5,10 @@ python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -32,6 +34,15 @@ _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")
 _STEP = flags.DEFINE_integer(
     "step", None, "Step of the checkpoint to evaluate; the newest by default."
 )
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "One process of several, as the cluster's environment says."
+)
+_ADDRESS = flags.DEFINE_string(
+    "coordinator_address", None, "One process of several: HOST:PORT of process 0,"
+)
+_COUNT = flags.DEFINE_integer("num_processes", None, "their number,")
+_INDEX = flags.DEFINE_integer("process_id", None, "and which this one is, from 0.")
+_FLAGS = (_CONFIG, _WORKDIR, _MODE, _STEP, _DISTRIBUTED, _ADDRESS, _COUNT, _INDEX)
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -46,9 +57,11 @@ def _main(argv: Sequence[str]) -> None:
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    from abe_jax import evaluate, train  # not above: --help needs no JAX
+    from abe_jax import evaluate, processes, train  # not above: --help needs no JAX
 
     config, workdir = _CONFIG.value, str(_WORKDIR.value)
+    if _several_processes():
+        processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
     try:
         if _MODE.value == "train":
             train.train_and_evaluate(config, workdir)
@@ -59,12 +72,38 @@ def _main(argv: Sequence[str]) -> None:
         sys.exit(128 + interrupted.signal_number)
 
 
+def _several_processes() -> bool:
+    parts = (_ADDRESS.value, _COUNT.value, _INDEX.value)
+    return _DISTRIBUTED.value or any(part is not None for part in parts)
+
+
 def _guarded_main(argv: Sequence[str]) -> None:
     try:
         _main(argv)
     except UserError as error:
-        _tell(error)
-        sys.exit(1)
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        lost = "stopped at once; what was done since the last checkpoint is lost."
+        _fail(UserError(lost), 128 + signal.SIGINT)
+    except RuntimeError as error:  # JAX's own, such as a collective's
+        if not _several_processes():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        ended = (
+            "another process of this run ended, or the network failed; start all of "
+            f"them again to go on from the newest checkpoint ({reason})."
+        )
+        _fail(UserError(ended), 1)
+
+
+def _fail(error: UserError, status: int) -> NoReturn:
+    _tell(error)
+    if _several_processes():
+        # Python's own way out would wait for the others, who wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _tell(error: BaseException) -> None:
@@ -89,10 +128,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _help() -> str:
     lines = [__doc__ or "", "Flags:"]
-    for flag in (_CONFIG, _WORKDIR, _MODE, _STEP):
-        lines.append(f"  --{flag.name:<10}{flags.FLAGS[flag.name].help}")
+    for flag in _FLAGS:
+        lines.append(f"  --{flag.name:<21}{flags.FLAGS[flag.name].help}")
         if flag is _MODE:
-            lines += [f"      {name:<10}{what}" for name, what in _MODES.items()]
+            lines += [f"      {name:<19}{what}" for name, what in _MODES.items()]
     lines += ["", "Every field of a config is explained in configs/default.py."]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import tensorboardX
 import tqdm
@@ -18,9 +19,6 @@ class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's event files.
 
     Meant for process 0 only.
-
-    Attributes:
-      kept: the lines of the run so far, up to the step that it goes on from.
     """
 
     def __init__(self, workdir: pathlib.Path, *, resume_step: int):
@@ -31,11 +29,13 @@ class MetricWriter:
           resume_step: step of the restored checkpoint; 0 for a new run.
         """
         path = workdir / METRICS_FILE
-        self.kept = [m for m in read(workdir) if m["step"] <= resume_step]
-        path.write_text("".join(json.dumps(m) + "\n" for m in self.kept))
+        kept = read(workdir, resume_step)
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        part.replace(path)
         self._file = path.open("a")
         self._board = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=resume_step + 1 if self.kept else None
+            str(workdir), purge_step=resume_step + 1 if kept else None
         )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -52,8 +52,26 @@ class MetricWriter:
         self._board.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict]:
-    """The lines of `metrics.jsonl`; a last line cut short by a kill is left out."""
+class NoWriter:
+    """Stands in for a `MetricWriter` on all processes but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+Writer: TypeAlias = MetricWriter | NoWriter
+
+
+def read(workdir: pathlib.Path, last_step: int | None = None) -> list[dict]:
+    """The lines of `metrics.jsonl`; a last line cut short by a kill is left out.
+
+    Args:
+      workdir: of the run.
+      last_step: leave out the lines of later steps.
+    """
     path = workdir / METRICS_FILE
     lines = path.read_text().splitlines() if path.exists() else []
     metrics = []
@@ -62,18 +80,19 @@ def read(workdir: pathlib.Path) -> list[dict]:
             metrics.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return metrics
+    return [m for m in metrics if last_step is None or m["step"] <= last_step]
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere."""
+    """A bar on a terminal, plain lines elsewhere, nothing where not wanted."""
 
-    def __init__(self, *, start: int, stop: int, batch_size: int):
+    def __init__(self, *, start: int, stop: int, batch_size: int, shown: bool = True):
         """Shows a run from step `start` to step `stop`."""
         self._stop = stop
         self._batch_size = batch_size
+        self._shown = shown
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=stop, initial=start, unit="step", dynamic_ncols=True
             )
@@ -99,7 +118,7 @@ class Progress:
         """Shows a line of text without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif self._shown:
             _log.info("%s", text)
 
     def close(self) -> None:

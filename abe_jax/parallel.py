@@ -18,8 +18,12 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over the given devices, by default all."""
+    """A mesh of one axis over the given devices, by default those of all processes.
+
+    Process by process: each reads the rows of the batch that its devices need.
+    """
     devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -83,16 +87,19 @@ def map_over_devices(
     return by_device
 
 
-def require_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the devices cannot share equally.
+def require_divisible(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
+    """Refuses a global batch that devices and chunks cannot share equally.
 
     Raises:
-      UserError: the batch does not divide by the number of devices.
+      UserError: the batch does not divide by the number of devices times chunks.
     """
-    if batch_size % mesh.size:
+    if chunks < 1:
+        raise UserError(f"train.chunks is {chunks}; it must be a whole number from 1.")
+    if batch_size % (mesh.size * chunks):
+        each = f" with {chunks} chunks each" if chunks > 1 else ""
         raise UserError(
-            f"train.batch_size = {batch_size} does not divide by {mesh.size} devices; "
-            "make it a multiple."
+            f"train.batch_size = {batch_size} does not divide by {mesh.size} devices"
+            f"{each}; make it a multiple of {mesh.size * chunks}."
         )
 
 

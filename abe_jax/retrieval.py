@@ -128,6 +128,7 @@ def evaluate_retrieval(
     *,
     gallery_embeddings: Any | None = None,
     gallery_labels: Any | None = None,
+    query_range: tuple[int, int] | None = None,
     block_memory_mb: float | None = None,
     precision: lax.PrecisionLike = lax.Precision.HIGHEST,
     devices: Sequence[Device] | None = None,
@@ -143,6 +144,9 @@ def evaluate_retrieval(
       ks: the K of Recall@K, each at least 1. A K beyond the gallery gives 1.0.
       gallery_embeddings: [N, D]; None if the queries are the gallery.
       gallery_labels: [N], of the kind of `labels`.
+      query_range: (start, stop) of the queries that ask, so that several processes
+        can share them; the others are gallery only. All by default. A true part of
+        the queries may hold none with a positive: `num_queries` is 0 then.
       block_memory_mb: MiB that blocks may take on each device. By default 256 on a
         CPU, half of what is free on an accelerator. What does not fit is streamed.
       precision: of the first pass. Results are the same for every choice, as
@@ -164,6 +168,7 @@ def evaluate_retrieval(
         ks,
         gallery_embeddings,
         gallery_labels,
+        query_range,
         True,
         partial(make_plan, devices, block_memory_mb, precision, progress),
     )
@@ -194,6 +199,7 @@ def recall_at_k(
         ks,
         gallery_embeddings,
         gallery_labels,
+        None,
         False,
         partial(make_plan, devices, block_memory_mb, precision, progress),
     ).recall
@@ -256,6 +262,7 @@ def _evaluate(
     ks: Sequence[int],
     gallery_embeddings: Any | None,
     gallery_labels: Any | None,
+    query_range: tuple[int, int] | None,
     all_positives: bool,
     plan_for: Callable[[int], Plan],
 ) -> RetrievalResult:
@@ -282,14 +289,20 @@ def _evaluate(
     y, gy = _number_labels(y, gy)
     sizes = np.bincount(gy, minlength=int(y.max()) + 1)
     wanted = sizes[y] - int(own)
-    number = int((wanted > 0).sum())
-    if not number:
+    order = np.argsort(y, kind="stable")
+    by_label = order if own else np.argsort(gy, kind="stable")
+    start, stop = query_range or (0, left.number)
+    if not 0 <= start <= stop <= left.number:
+        raise ValueError(
+            f"query_range is {query_range}; it must lie within (0, {left.number})."
+        )
+    order = order[(order >= start) & (order < stop)]
+    number = int((wanted[order] > 0).sum())
+    if not number and len(order) == left.number:
         raise ValueError(
             "no query has a positive: at least one query's label must occur in the "
             "gallery, beside the query itself; check the labels."
         )
-    order = np.argsort(y, kind="stable")
-    by_label = order if own else np.argsort(gy, kind="stable")
     starts = np.cumsum(sizes) - sizes
 
     def members(label: int) -> np.ndarray:
@@ -313,7 +326,7 @@ def _evaluate(
         counts = count_exactly(
             side,
             gallery,
-            own and len(rows) == len(order),
+            own and len(rows) == left.number,
             wanted[rows],
             ks,
             plan.part(start / len(order), stop / len(order)),
@@ -328,13 +341,13 @@ def _evaluate(
         at_rank = np.where(good, r / (r + counts), 0.0)
         precisions += (at_rank.cumsum(axis=1)[:, -1:] / r_of).ravel().tolist()
     return RetrievalResult(
-        recall={k: int(n) / number for k, n in zip(ks, hits, strict=True)},
+        recall={k: int(n) / max(number, 1) for k, n in zip(ks, hits, strict=True)},
         hits={k: int(n) for k, n in zip(ks, hits, strict=True)},
-        map_at_r=math.fsum(precisions) / number,
-        r_precision=math.fsum(found) / number,
+        map_at_r=math.fsum(precisions) / max(number, 1),
+        r_precision=math.fsum(found) / max(number, 1),
         num_queries=number,
         num_gallery=right.number,
-        num_lone_queries=left.number - number,
+        num_lone_queries=len(order) - number,
     )
 
 

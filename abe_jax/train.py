@@ -19,6 +19,7 @@ from abe_jax import (
     models,
     optimizer,
     parallel,
+    processes,
     report,
     train_step,
 )
@@ -46,6 +47,10 @@ class LossNotFinite(UserError):
     """The loss is NaN or infinite: the state is not worth saving."""
 
 
+class _StopRequested(Exception):
+    """All processes know that one of them was asked to stop."""
+
+
 def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     """Trains, or goes on where the workdir's newest checkpoint ends.
 
@@ -62,7 +67,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     """
     folder = pathlib.Path(workdir)
     mesh = parallel.make_mesh()
-    parallel.require_divisible(config.train.batch_size, mesh)
+    chunks = config.train.get("chunks", 1)
+    parallel.require_divisible(config.train.batch_size, mesh, chunks)
     splits = data.create(config.data)
     sampler = samplers.create(
         splits.train.labels,
@@ -80,7 +86,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         donate_state=True,
     )
     evaluator = evaluate.Evaluator(config, model, splits, mesh)
-    checkpoint.claim_workdir(folder, config)
+    checkpoint.claim_workdir(folder, config, write=processes.is_first())
+    processes.wait_for_all("workdir")
 
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(folder, keep=config.train.keep_checkpoints)
@@ -92,18 +99,24 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         else:
             state = parallel.replicate(state, mesh)
         start = step = int(state.step)
-        writer = metric_writer.MetricWriter(folder, resume_step=start)
+        kept = metric_writer.read(folder, start)
+        evaluated = {m["step"]: m for m in kept if "eval/map_at_r" in m}
+        processes.wait_for_all("metrics read")
+        writer = (
+            metric_writer.MetricWriter(folder, resume_step=start)
+            if processes.is_first()
+            else metric_writer.NoWriter()
+        )
         stack.callback(writer.close)
         reporter = stack.enter_context(_Reporter(writer, config.train, start))
-        evaluated = {m["step"]: m for m in writer.kept if "eval/map_at_r" in m}
         batches = data.train_batches(
             splits.train,
             sampler,
             start=start,
             stop=config.train.steps,
-            reading=data.Reading.of_this_process(config.data),
+            reading=data.Reading.of_process(config.data, *processes.place()),
         )
-        stop = stack.enter_context(_StopRequest())
+        stop = stack.enter_context(_StopRequest(processes.Vote(mesh)))
         try:
             while True:
                 last = step == config.train.steps
@@ -130,22 +143,33 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         except LossNotFinite:
             raise
         except UserError:
-            checkpoints.save(state, config)
+            # Such as a broken image. Several processes can only save together.
+            if jax.process_count() == 1:
+                checkpoints.save(state, config)
             raise
-        except KeyboardInterrupt:
+        except _StopRequested:
+            reporter.flush()
             checkpoints.save(state, config)
             raise Interrupted(step, stop.signal_number) from None
-    columns = {"untrained": evaluated[0], f"step {step}": evaluated[step]}
-    print(evaluate.table(columns, model.num_learners))
-    print(f"\n{folder / evaluate.EVALUATION_FILE}\n{folder / report.REPORT_FILE}")
+    if processes.is_first():
+        _show_result(evaluated[0], step, evaluated[step], model.num_learners, folder)
     return evaluated[step]
+
+
+def _show_result(
+    untrained: dict, step: int, trained: dict, learners: int, folder: pathlib.Path
+) -> None:
+    columns = {"untrained": untrained, f"step {step}": trained}
+    print(evaluate.table(columns, learners))
+    print(f"\n{folder / evaluate.EVALUATION_FILE}\n{folder / report.REPORT_FILE}")
 
 
 class _StopRequest:
     """Remembers SIGINT or SIGTERM; the second one acts as if nobody listened."""
 
-    def __init__(self):
-        self.signal_number = 0
+    def __init__(self, vote: processes.Vote):
+        self._vote = vote
+        self._requested = 0
         self._before: dict[int, Callable | int | None] = {}
 
     def __enter__(self) -> "_StopRequest":
@@ -158,13 +182,18 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _) -> None:
-        self.signal_number = number
+        self._requested = number
         signal.signal(number, self._before[number])
 
+    @property
+    def signal_number(self) -> int:
+        """What asked; SIGTERM where it was another process that was asked."""
+        return self._requested or signal.SIGTERM
+
     def check(self) -> None:
-        """Raises KeyboardInterrupt where a stop was requested."""
-        if self.signal_number:
-            raise KeyboardInterrupt
+        """Raises _StopRequested, on all processes at once, when one was asked."""
+        if self._vote(bool(self._requested)):
+            raise _StopRequested
 
 
 class _Reporter:
@@ -173,13 +202,16 @@ class _Reporter:
     So the device never waits for the host, and the host is at most a step ahead.
     """
 
-    def __init__(self, writer: metric_writer.MetricWriter, config, start: int):
+    def __init__(self, writer: metric_writer.Writer, config, start: int):
         self._writer = writer
         self._config = config
         self._first = start + 1
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._progress = metric_writer.Progress(
-            start=start, stop=config.steps, batch_size=config.batch_size
+            start=start,
+            stop=config.steps,
+            batch_size=config.batch_size,
+            shown=processes.is_first(),
         )
         self.restart_clock()
 

@@ -9,6 +9,8 @@ import optax
 from flax import nnx
 
 from abe_jax import augment, losses
+from abe_jax.errors import UserError
+from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.parallel import DATA_AXIS
 
 Tree = Any
@@ -73,22 +75,37 @@ def make_train_step(
       optimizer: as of `optimizer.create`.
       learning_rate: schedule, for the metrics.
       config: whole config.
+
+    Raises:
+      UserError: `train.chunks` above 1 with batch norm that is not frozen.
     """
     graphdef = split_model(_view(model, use_running_average=False))[0]
     weight = config.loss.divergence_weight
+    chunks = config.train.get("chunks", 1)
+    if chunks > 1 and _learns_statistics(model):
+        raise UserError(
+            f"train.chunks = {chunks}: batch norm needs the statistics of the whole "
+            "batch at once; set model.freeze_batch_norm=True, or "
+            "model.trunk=googlenet, or train.chunks=1."
+        )
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         labels = batch["label"]
         rows = labels.shape[0]
-        positions = jax.lax.axis_index(DATA_AXIS) * rows + jnp.arange(rows)
+        positions = jax.lax.axis_index(DATA_AXIS) * rows
+        first = jax.lax.axis_index(DATA_AXIS) * rows
+        positions = first + jnp.arange(rows, dtype=jnp.int32)
         keys = augment.image_keys(config.seed, state.step, positions)
         views = augment.augment(
             batch["image"], keys, config.data.image_size, config.augment
         )
 
-        def share_of_loss(params: Tree) -> tuple[jax.Array, tuple[dict, Tree]]:
+        def embed(params: Tree, views: jax.Array) -> tuple[jax.Array, Tree]:
             net = _merge(graphdef, params, state.model_state)
             embeddings = net(net.preprocessing(views))
+            return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
+
+        def share_of_loss(embeddings: jax.Array) -> tuple[jax.Array, dict]:
             contrastive = losses.contrastive_loss(
                 embeddings, labels, margin=config.loss.margin, axis_name=DATA_AXIS
             )
@@ -98,18 +115,28 @@ def make_train_step(
                 axis_name=DATA_AXIS,
             )
             loss = contrastive + weight * divergence
-            shares = {
+            return loss, {
                 "loss": loss,
                 "contrastive": contrastive,
                 "divergence": divergence,
             }
-            model_state = nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
-            return loss, (shares, model_state)
 
         # Of this device's share: differentiating a psum of it would be wrong.
-        gradients, (shares, model_state) = jax.grad(share_of_loss, has_aux=True)(
-            state.params
-        )
+        slope_of_loss = jax.grad(share_of_loss, has_aux=True)
+        if chunks == 1:
+            embeddings, pull_back, model_state = jax.vjp(
+                lambda params: embed(params, views), state.params, has_aux=True
+            )
+            slope, shares = slope_of_loss(embeddings)
+            (gradients,) = pull_back(slope)
+        else:
+            model_state = state.model_state
+            gradients, shares = _in_chunks(
+                lambda params, views: embed(params, views)[0],
+                slope_of_loss,
+                state.params,
+                views.reshape(chunks, rows // chunks, *views.shape[1:]),
+            )
         gradients, metrics = jax.lax.psum((gradients, shares), DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -118,6 +145,43 @@ def make_train_step(
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return step
+
+
+def _learns_statistics(model: nnx.Module) -> bool:
+    norms = (m for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm))
+    return any(not norm.frozen for norm in norms)
+
+
+def _in_chunks(
+    embed: Callable[[Tree, jax.Array], jax.Array],
+    slope_of_loss: Callable[[jax.Array], tuple[jax.Array, dict]],
+    params: Tree,
+    views: jax.Array,
+) -> tuple[Tree, dict]:
+    """Gradient of a loss over all pairs, with the activations of one chunk at a time.
+
+    Embeds all chunks, takes the loss's slope at all embeddings, and embeds each chunk
+    once more to pull its slope back (gradient caching; Gao et al., 2021).
+
+    Args:
+      embed: parameters and views to embeddings `[rows, M, D/M]`.
+      slope_of_loss: all embeddings to the loss's gradient by them, and metrics.
+      params: of the model.
+      views: `[chunks, rows, H, W, 3]`.
+    """
+    embeddings = jax.lax.map(lambda chunk: embed(params, chunk), views)
+    slope, metrics = slope_of_loss(embeddings.reshape(-1, *embeddings.shape[2:]))
+
+    def add_chunk(total: Tree, part: tuple[jax.Array, jax.Array]) -> tuple[Tree, None]:
+        chunk, chunk_slope = part
+        _, pull_back = jax.vjp(lambda params: embed(params, chunk), params)
+        (gradients,) = pull_back(chunk_slope)
+        return jax.tree.map(jnp.add, total, gradients), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    parts = (views, slope.reshape(embeddings.shape))
+    gradients, _ = jax.lax.scan(add_chunk, zeros, parts)
+    return gradients, metrics
 
 
 def make_embed_step(

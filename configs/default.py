@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     model.freeze_batch_norm = False  # train with the running averages (ours)
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
+    model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
     config.loss = loss = ConfigDict()
@@ -69,6 +70,7 @@ def get_config() -> ConfigDict:
     train.decay_rate = 0.1  # of schedule = "step" (ours)
     train.clip_norm = 0.0  # global norm of the gradient; 0: no clipping (ours)
     train.new_layer_factor = 1.0  # learning rate of attention's last layer, head (ours)
+    train.chunks = 1  # embed a device's images in so many parts, to save memory (ours)
     train.log_every = 50
     train.eval_every = 1_000
     train.checkpoint_every = 1_000

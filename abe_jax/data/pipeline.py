@@ -77,9 +77,9 @@ class Reading:
     process_count: int = 1
 
     @classmethod
-    def of_this_process(cls, config) -> "Reading":
-        """As the `data` section of a config says, for this of the host processes."""
-        return cls(config.num_threads, config.num_workers)
+    def of_process(cls, config, index: int, count: int) -> "Reading":
+        """As the `data` section of a config says, for one of the host processes."""
+        return cls(config.num_threads, config.num_workers, index, count)
 
     def own_part(self, rows: np.ndarray) -> np.ndarray:
         """This process's rows of a global batch.

@@ -3,6 +3,7 @@
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
@@ -24,6 +25,8 @@ __all__ = [
 Embedder: TypeAlias = ABE | MHeads | OneHead
 
 _MODELS = {"abe": ABE, "m_heads": MHeads, "one_head": OneHead}
+
+_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 # Attributes that hold layers which no published GoogLeNet has.
 _NEW_LAYERS = {"head", "last"}
@@ -56,6 +59,7 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
         "trunk": config.trunk,
         "width": config.width,
         "freeze_batch_norm": frozen,
+        "dtype": _DTYPES[config.get("dtype", "float32")],
     }
     if config.name != "one_head":
         arguments["num_learners"] = config.num_learners
@@ -87,6 +91,9 @@ def _check(config, path: str | None, frozen: bool) -> None:
     if config.trunk not in VARIANTS:
         known = ", ".join(map(repr, VARIANTS))
         raise UserError(f"model.trunk is {config.trunk!r}; known are {known}.")
+    if config.get("dtype", "float32") not in _DTYPES:
+        known = ", ".join(map(repr, _DTYPES))
+        raise UserError(f"model.dtype is {config.dtype!r}; known are {known}.")
     learners = 1 if config.name == "one_head" else config.num_learners
     dim = config.embedding_dim
     if learners < 1 or dim < 1 or dim % learners:

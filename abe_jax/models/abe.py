@@ -9,8 +9,10 @@ S, G and the attention's common part are shared by the learners; each learner ow
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet, initializers, lowering
+from abe_jax.precision import at_least_float32
 
 
 class Attention(nnx.Module):
@@ -38,6 +40,7 @@ class Attention(nnx.Module):
             kernel_init=initializers.glorot_uniform,
             bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
+            dtype=variant.dtype,
             rngs=rngs,
         )
 
@@ -60,6 +63,7 @@ class ABE(nnx.Module):
         trunk: str = "googlenet",
         width: float = 1.0,
         freeze_batch_norm: bool = False,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -70,17 +74,23 @@ class ABE(nnx.Module):
           trunk: a key of `googlenet.VARIANTS`.
           width: factor on the trunk's channels; 1 is the paper's network.
           freeze_batch_norm: batch norm uses its running averages in training too.
+          dtype: of the trunk's and the attention's computation; None for that of
+            their weights. Embeddings are float32 at least.
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
         self.num_learners = num_learners
+        form = googlenet.variant_of(
+            trunk, freeze_batch_norm=freeze_batch_norm, dtype=dtype
+        )
         self.trunk = googlenet.GoogLeNet(
-            trunk, width=width, freeze_batch_norm=freeze_batch_norm, rngs=rngs
+            trunk,
+            width=width,
+            freeze_batch_norm=freeze_batch_norm,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.attention_branch = Attention(
-            num_learners,
-            width=width,
-            variant=googlenet.variant_of(trunk, freeze_batch_norm=freeze_batch_norm),
-            rngs=rngs,
+            num_learners, width=width, variant=form, rngs=rngs
         )
         self.head = nnx.Linear(
             googlenet.block_channels("5b", width),
@@ -111,7 +121,7 @@ class ABE(nnx.Module):
         maps = self.trunk.spatial(images)
         masked = maps[:, None] * self.attention_branch(maps)
         features = self.trunk.global_features(masked.reshape(-1, *maps.shape[1:]))
-        embeddings = self.head(features).astype(jnp.float32)
+        embeddings = at_least_float32(self.head(features))
         return unit_length(embeddings.reshape(maps.shape[0], self.num_learners, -1))
 
 

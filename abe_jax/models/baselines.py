@@ -5,11 +5,12 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet, initializers
 from abe_jax.models.abe import unit_length
+from abe_jax.precision import at_least_float32
 
 
 class Head(nnx.Module):
@@ -53,6 +54,7 @@ class MHeads(nnx.Module):
         trunk: str = "googlenet",
         width: float = 1.0,
         freeze_batch_norm: bool = False,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -63,9 +65,12 @@ class MHeads(nnx.Module):
           trunk: a key of `googlenet.VARIANTS`.
           width: factor on the trunk's channels; 1 is the paper's network.
           freeze_batch_norm: batch norm uses its running averages in training too.
+          dtype: of the trunk's computation; None for that of its weights.
           rngs: source of the initial weights; the heads' all differ.
         """
-        variant = googlenet.variant_of(trunk, freeze_batch_norm=freeze_batch_norm)
+        variant = googlenet.variant_of(
+            trunk, freeze_batch_norm=freeze_batch_norm, dtype=dtype
+        )
         self.num_learners = num_learners
         self.preprocessing = variant.preprocessing
         self.spatial = googlenet.SpatialTrunk(width=width, variant=variant, rngs=rngs)
@@ -89,7 +94,7 @@ class MHeads(nnx.Module):
           `[B, M, D/M]` float32, of unit length for each learner.
         """
         run = nnx.vmap(lambda head, maps: head(maps), in_axes=(0, None), out_axes=1)
-        return unit_length(run(self.heads, self.spatial(images)).astype(jnp.float32))
+        return unit_length(at_least_float32(run(self.heads, self.spatial(images))))
 
 
 class OneHead(nnx.Module):
@@ -104,6 +109,7 @@ class OneHead(nnx.Module):
         trunk: str = "googlenet",
         width: float = 1.0,
         freeze_batch_norm: bool = False,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a network with random weights.
@@ -113,10 +119,15 @@ class OneHead(nnx.Module):
           trunk: a key of `googlenet.VARIANTS`.
           width: factor on the trunk's channels; 1 is the published network.
           freeze_batch_norm: batch norm uses its running averages in training too.
+          dtype: of the trunk's computation; None for that of its weights.
           rngs: source of the initial weights.
         """
         self.trunk = googlenet.GoogLeNet(
-            trunk, width=width, freeze_batch_norm=freeze_batch_norm, rngs=rngs
+            trunk,
+            width=width,
+            freeze_batch_norm=freeze_batch_norm,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.head = nnx.Linear(
             googlenet.block_channels("5b", width),
@@ -141,4 +152,4 @@ class OneHead(nnx.Module):
           `[B, 1, D]` float32, of unit length.
         """
         features = self.trunk.global_features(self.trunk.spatial(images))
-        return unit_length(self.head(features).astype(jnp.float32))[:, None]
+        return unit_length(at_least_float32(self.head(features)))[:, None]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abe_jax.precision import at_least_float32
+
 
 class BatchNorm(nnx.BatchNorm):
     """Batch norm over `[..., C]` whose running variance is the unbiased one.
@@ -50,10 +52,13 @@ class BatchNorm(nnx.BatchNorm):
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))
-        values = x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
-        moments = (jnp.mean(values, axes), jnp.mean(jnp.square(values), axes))
-        mean, mean_square = jax.lax.pmean(moments, self.axis_name)
-        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
+        values = at_least_float32(x)
+        # Each device's own deviations first: the mean square minus the squared mean
+        # would cancel where a channel's mean is large.
+        moments = (jnp.mean(values, axes), jnp.var(values, axes))
+        means, variances = jax.lax.all_gather(moments, self.axis_name)
+        mean = jnp.mean(means, 0)
+        variance = jnp.mean(variances + jnp.square(means - mean[None]), 0)
         count = x.size // x.shape[-1] * jax.lax.axis_size(self.axis_name)
         unbiased = variance * (count / max(count - 1, 1))
         # Not by `self.mean[...] =`, which asks a tracer for its sharding: that takes as

@@ -14,9 +14,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from abe_jax.models import initializers, lowering
 from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.precision import at_least_float32, working_dtype
 
 DATA_AXIS = "data"
 
@@ -50,10 +52,10 @@ class Preprocessing:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps RGB images `[..., 3]` of 0 to 255 to float32 input of the trunk."""
-        images = images.astype(jnp.float32)
+        images = images.astype(working_dtype())
         if self.reverse_channels:
             images = images[..., ::-1]
-        mean = jnp.asarray(self.mean, jnp.float32)
+        mean = jnp.asarray(self.mean, images.dtype)
         return (images - jnp.expand_dims(mean, range(images.ndim - 1))) / self.scale
 
 
@@ -68,6 +70,8 @@ class Variant:
       pool4_window: window of pool4.
       preprocessing: the input it was trained on.
       freeze_batch_norm: batch norm uses its running averages in training too.
+      dtype: of convolutions and maps; None for that of the weights. Statistics, local
+        response normalisation and the final average are float32 at least.
     """
 
     batch_norm: bool
@@ -75,6 +79,7 @@ class Variant:
     pool4_window: int
     preprocessing: Preprocessing
     freeze_batch_norm: bool = False
+    dtype: DTypeLike | None = None
 
 
 VARIANTS = {
@@ -95,9 +100,13 @@ VARIANTS = {
 }
 
 
-def variant_of(trunk: str, *, freeze_batch_norm: bool = False) -> Variant:
-    """The variant of that name, its batch norm frozen or not."""
-    return dataclasses.replace(VARIANTS[trunk], freeze_batch_norm=freeze_batch_norm)
+def variant_of(
+    trunk: str, *, freeze_batch_norm: bool = False, dtype: DTypeLike | None = None
+) -> Variant:
+    """The variant of that name, with what is not part of the published network."""
+    return dataclasses.replace(
+        VARIANTS[trunk], freeze_batch_norm=freeze_batch_norm, dtype=dtype
+    )
 
 
 def scaled(channels: int, width: float) -> int:
@@ -139,6 +148,7 @@ class ConvUnit(nnx.Module):
             ),
             bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
+            dtype=variant.dtype,
             rngs=rngs,
         )
         self.norm = (
@@ -247,7 +257,8 @@ class GlobalTrunk(nnx.Module):
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Maps `[B, h, w, 480]` to features `[B, 1024]` (at width 1)."""
         x = _halve(self.inception_4(maps), self.pool4_window)
-        return self.inception_5b(self.inception_5a(x)).mean(axis=(1, 2))
+        x = self.inception_5b(self.inception_5a(x))
+        return at_least_float32(x).mean(axis=(1, 2))
 
 
 class GoogLeNet(nnx.Module):
@@ -259,6 +270,7 @@ class GoogLeNet(nnx.Module):
         *,
         width: float = 1.0,
         freeze_batch_norm: bool = False,
+        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a trunk with random weights.
@@ -267,9 +279,10 @@ class GoogLeNet(nnx.Module):
           variant: a key of `VARIANTS`.
           width: factor on every number of channels; 1 is the published network.
           freeze_batch_norm: batch norm uses its running averages in training too.
+          dtype: of the computation; None for that of the weights.
           rngs: source of the initial weights (He; pretrained weights replace them).
         """
-        form = variant_of(variant, freeze_batch_norm=freeze_batch_norm)
+        form = variant_of(variant, freeze_batch_norm=freeze_batch_norm, dtype=dtype)
         self.variant = variant
         self.preprocessing = form.preprocessing
         self.spatial = SpatialTrunk(width=width, variant=form, rngs=rngs)
@@ -287,9 +300,10 @@ def local_response_norm(
     reach = size // 2
     channels = x.shape[-1]
     pads = [(0, 0)] * (x.ndim - 1) + [(reach, reach)]
-    squares = jnp.pad(jnp.square(x), pads)
+    wide = at_least_float32(x)
+    squares = jnp.pad(jnp.square(wide), pads)
     total = sum(squares[..., i : i + channels] for i in range(size))
-    return x / (1.0 + alpha / size * total) ** beta
+    return (wide / (1.0 + alpha / size * total) ** beta).astype(x.dtype)
 
 
 def _halve(maps: jax.Array, window: int = 3) -> jax.Array:
