@@ -5,8 +5,8 @@
 #
 # FLAGS are those of python -m abe_jax.main; $PYTHON names another python. Every line of
 # output begins with the number of its process. When a process fails the others are
-# stopped, and the script ends with its status. Ctrl-C and SIGTERM are passed on, so that
-# each process saves its state and ends; the same command goes on from there.
+# stopped, and the script ends with its status. Ctrl-C and SIGTERM are passed on, so
+# that each process saves its state and ends; the same command goes on from there.
 # Options:
 #   --platform=cpu|gpu   cpu by default
 #   --devices=N          devices of each process: fake ones on the CPU (1 by default),

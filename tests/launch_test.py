@@ -299,3 +299,24 @@ def test_slurm_refuses_what_jax_would_misread(environment, tmp_path):
         2,
         "launch: call it from the root of the clone.\n",
     )
+
+
+def test_the_readme_shows_commands_that_the_scripts_understand(environment):
+    text = (ROOT / "launch" / "README.md").read_text().replace("\\\n", "")
+    understood = []
+    for line in re.findall(r"^    (.*)$", text, re.M):
+        command = line.replace("PYTHON=.venv/bin/python ", "").split("  #")[0]
+        if command.startswith("sbatch"):  # whose options SLURM reads
+            command = command[command.index("launch/") :]
+        elif command.startswith("tpu "):
+            _, verb, *rest = command.split()
+            command = " ".join(["launch/tpu_vm.sh", verb, *TPU, *rest])
+        if command.startswith("launch/"):
+            script, *arguments = command.removeprefix("launch/").split()
+            arguments.insert(1 if script == "tpu_vm.sh" else 0, "--dry_run")
+            done = call(script, *arguments, env=environment)
+            assert done.returncode == 0, (command, done.stderr)
+            assert done.stdout
+            understood.append(script)
+    assert sorted(set(understood)) == sorted(set(SCRIPTS) - {"command.sh"})
+    assert understood.count("tpu_vm.sh") == 6
