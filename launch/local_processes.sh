@@ -61,10 +61,10 @@ compose() {
   local process=$1
   shift
   if [[ $platform == cpu ]]; then
-    words=(env JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=${devices:-1}")
+    words=(env PYTHONUNBUFFERED=1 JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=${devices:-1}")
   else
     local share=("${gpus[@]:process * devices:devices}")
-    words=(env 'JAX_PLATFORMS=cuda,cpu'
+    words=(env PYTHONUNBUFFERED=1 'JAX_PLATFORMS=cuda,cpu'
       "CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${share[*]}")")
   fi
   words+=("${PYTHON:-python}" -m abe_jax.main "$@"

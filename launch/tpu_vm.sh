@@ -129,7 +129,8 @@ start() {
   on_workers all "set -e; cd abe_jax;\
  if [ -f run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then\
  echo 'launch: a run is going on; stop it first.' >&2; exit 1; fi;\
- JAX_PLATFORMS=tpu,cpu nohup setsid $program >>run.log 2>&1 </dev/null &\
+ PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu\
+ nohup setsid $program >>run.log 2>&1 </dev/null &\
  echo \$! >run.pid"
   remind
 }

@@ -118,8 +118,9 @@ TPU_VERBS = {
         f"{SSH} --worker=all '--command=set -e; cd abe_jax; "
         'if [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; then '
         r"echo '\''launch: a run is going on; stop it first.'\'' >&2; exit 1; fi; "
-        "JAX_PLATFORMS=tpu,cpu nohup setsid .venv/bin/python -m abe_jax.main "
-        r"--distributed --config=configs/quickstart.py '\''--workdir=runs/my run'\'' "
+        "PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu nohup setsid "
+        r".venv/bin/python -m abe_jax.main --distributed "
+        r"--config=configs/quickstart.py '\''--workdir=runs/my run'\'' "
         ">>run.log 2>&1 </dev/null & echo $! >run.pid'",
         DELETE + IF_QUEUED,
     ),
@@ -175,7 +176,7 @@ def test_gpu_dry_run(environment):
         (
             {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"},
             8,
-            "env JAX_LOCAL_DEVICE_IDS=0,1,2,3 ",
+            "JAX_LOCAL_DEVICE_IDS=0,1,2,3 ",
         ),
         ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "64"}, 64, ""),
     ],
@@ -187,7 +188,7 @@ def test_slurm_dry_run(job, cpus, local_devices, environment):
     main = MAIN.replace("main ", "main --distributed ")
     assert done.stdout == (
         f"srun --kill-on-bad-exit=1 --label --cpus-per-task={cpus} "
-        f"{local_devices}python3 {main}\n"
+        f"env PYTHONUNBUFFERED=1 {local_devices}python3 {main}\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -218,8 +219,8 @@ def test_local_processes_dry_run(options, shares, environment):
     options = ("--processes=2", "--port=29500", "--dry_run", *options)
     done = call("local_processes.sh", *options, "--", *FLAGS, env=env)
     assert done.stdout.splitlines() == [
-        f"env {share} python {MAIN} --coordinator_address=127.0.0.1:29500 "
-        f"--num_processes=2 --process_id={process}"
+        f"env PYTHONUNBUFFERED=1 {share} python {MAIN} "
+        f"--coordinator_address=127.0.0.1:29500 --num_processes=2 --process_id={process}"
         for process, share in enumerate(shares)
     ]
     assert (done.returncode, done.stderr) == (0, "")
