@@ -220,7 +220,8 @@ def test_local_processes_dry_run(options, shares, environment):
     done = call("local_processes.sh", *options, "--", *FLAGS, env=env)
     assert done.stdout.splitlines() == [
         f"env PYTHONUNBUFFERED=1 {share} python {MAIN} "
-        f"--coordinator_address=127.0.0.1:29500 --num_processes=2 --process_id={process}"
+        "--coordinator_address=127.0.0.1:29500 --num_processes=2 "
+        f"--process_id={process}"
         for process, share in enumerate(shares)
     ]
     assert (done.returncode, done.stderr) == (0, "")
