@@ -7,8 +7,14 @@ import tempfile
 # Grain's and the command line's processes inherit these.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Half the time of a test run is compilation, and none of it needs fast code.
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0".strip()
+_QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ["XLA_FLAGS"] = " ".join(
+    (*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))
+)
 _CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 
