@@ -91,8 +91,8 @@ class Evaluator:
 
         Every process gets all of them.
         """
-        batch_size, devices = self._config.eval.batch_size, self._mesh.size
-        batch_size = -(-batch_size // devices) * devices
+        # By device: a program of one shape rounds an image the same way everywhere.
+        batch_size = self._config.eval.batch_size * self._mesh.size
         reading = data.Reading.of_process(self._config.data, *processes.place())
         parts: list[jax.Array | np.ndarray] = []
         for batch in data.evaluation_batches(subset, batch_size, reading):

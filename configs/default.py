@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     train.keep_checkpoints = 2
 
     config.eval = evaluation = ConfigDict()
-    evaluation.batch_size = 64
+    evaluation.batch_size = 64  # images that a device embeds at once
     evaluation.recall_at = (1, 2, 4, 8)
 
     config.parallel = parallel = ConfigDict()

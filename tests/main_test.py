@@ -14,56 +14,7 @@ import termios
 import time
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-# A trunk so narrow, and birds so few, that a run is little more than compilation.
-SMALL = [
-    "--config=configs/quickstart.py",
-    "--config.model.width=0.05",
-    "--config.model.num_learners=2",
-    "--config.model.embedding_dim=8",
-    "--config.data.image_size=32",
-    "--config.data.load_size=32",
-    "--config.data.birds_classes=16",
-    "--config.data.birds_images_per_class=8",
-    "--config.data.images_per_class=4",
-    "--config.train.batch_size=16",
-    "--config.train.log_every=2",
-    "--config.train.eval_every=4",
-    "--config.train.checkpoint_every=4",
-]
-
-
-def start(*arguments, **options):
-    command = [sys.executable, "-m", "abe_jax.main", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-
-
-def run(*arguments):
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=500)
-    return process.returncode, output, errors
-
-
-def lines_of(workdir):
-    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(lines):
-    timed = ("images_per_second", "seconds")
-    kept = [
-        {k: v for k, v in line.items() if not any(t in k for t in timed)}
-        for line in lines
-    ]
-    return [line for line in kept if len(line) > 1]
+from command_line import ROOT, SMALL, lines_of, run, start, without_times
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ BATCH = 16
 SIZE = 64
 
 
-def small_config(trunk="googlenet_bn", chunks=1, frozen=False):
+def small_config(trunk="googlenet_bn", chunks=1, frozen=False, augmented=True):
     config = quickstart.get_config()
     config.model.update(trunk=trunk, num_learners=2, embedding_dim=8, width=0.1)
     config.model.freeze_batch_norm = frozen
@@ -27,6 +27,11 @@ def small_config(trunk="googlenet_bn", chunks=1, frozen=False):
         optimizer="sgd", momentum=0.0, learning_rate=1.0, warmup_steps=0
     )
     config.train.update(weight_decay=0.0, batch_size=BATCH, steps=10, chunks=chunks)
+    if not augmented:
+        config.augment.update(crop_area=(1.0, 1.0), crop_aspect=1.0)
+        for name in ("flip", "brightness", "contrast", "saturation", "hue", "grey"):
+            config.augment[name] = 0.0
+        config.augment.erase = 0.0
     return config
 
 
@@ -39,9 +44,9 @@ def batch_of(seed=0):
 
 
 @functools.cache
-def stepped(trunk, devices, mapping, *, chunks=1, frozen=False, wide=True):
+def stepped(trunk, devices, mapping, *, wide=True, **changes):
     """Gradient, new averages and metrics of a step; `wide` computes in float64."""
-    config = small_config(trunk, chunks, frozen)
+    config = small_config(trunk, **changes)
     with jax.enable_x64(wide):
         mesh = parallel.make_mesh(jax.devices()[:devices])
         model = models.create(config.model, rngs=nnx.Rngs(0))
@@ -118,10 +123,13 @@ def test_equal_on_any_number_of_devices(trunk, mapping, devices, chunks, frozen)
 @pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
 def test_float32_on_eight_devices_is_as_exact_as_on_one(trunk):
     """Rounding differs, and ReLUs near zero flip; not more than on one device."""
-    exact, _, exact_metrics = stepped(trunk, 1, "shard_map")
+    # Unaugmented, as float32 and float64 draw different random numbers.
+    exact, _, exact_metrics = stepped(trunk, 1, "shard_map", augmented=False)
     errors = {}
     for devices in (1, 8):
-        got, _, metrics = stepped(trunk, devices, "shard_map", wide=False)
+        got, _, metrics = stepped(
+            trunk, devices, "shard_map", wide=False, augmented=False
+        )
         np.testing.assert_allclose(metrics["loss"], exact_metrics["loss"], rtol=2e-6)
         difference = jax.tree.map(lambda a, b: a - b, got, exact)
         errors[devices] = float(optax.tree.norm(difference) / optax.tree.norm(exact))
@@ -171,38 +179,26 @@ def test_a_local_loss_would_fail(monkeypatch):
 
 
 def test_gradient_is_that_of_the_loss_over_the_batch():
-    """One device's step against a plain gradient written without any axis."""
-    config = small_config("googlenet")
-    config.augment.update(crop_area=(1.0, 1.0), crop_aspect=1.0, flip=0.0)
-    config.augment.update(brightness=0.0, contrast=0.0)
-    config.loss.divergence_weight = 0.5
-    model = models.create(config.model, rngs=nnx.Rngs(0))
-    optimiser, rate = optimizer.create(config.train)
-    mesh = parallel.make_mesh(jax.devices()[:4])
-    take_step = parallel.map_over_devices(
-        train_step.make_train_step(model, optimiser, rate, config), mesh
-    )
-    before = train_step.initial_state(model, optimiser)
+    """Four devices' step against a plain gradient written without any axis."""
+    got, _, metrics = stepped("googlenet", 4, "shard_map", augmented=False)
     batch = batch_of()
-    after, metrics = take_step(
-        parallel.replicate(before, mesh), parallel.split_rows(batch, mesh)
-    )
-    graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+    with jax.enable_x64(True):
+        model = models.create(small_config("googlenet").model, rngs=nnx.Rngs(0))
+        graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
 
-    def loss(params):
-        net = nnx.merge(graphdef, params, nnx.State({}), copy=True)
-        images = jnp.asarray(batch["image"], jnp.float32)
-        embeddings = net(net.preprocessing(images))
-        return losses.contrastive_loss(
-            embeddings, jnp.asarray(batch["label"])
-        ) + 0.5 * losses.divergence_loss(embeddings)
+        def loss(params):
+            net = nnx.merge(graphdef, params, nnx.State({}), copy=True)
+            images = jnp.asarray(batch["image"], jnp.float64)
+            embeddings = net(net.preprocessing(images))
+            labels = jnp.asarray(batch["label"])
+            return losses.contrastive_loss(embeddings, labels) + losses.divergence_loss(
+                embeddings
+            )
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    moved = jax.tree.map(
-        lambda a, b: a - b, before.params, jax.device_get(after.params)
-    )
-    assert_equal_trees(moved, nnx.to_pure_dict(gradient), rtol=1e-3)
+        value, gradient = jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-9)
+    assert_equal_trees(got, nnx.to_pure_dict(gradient), rtol=1e-6)
 
 
 def test_metrics_are_complete():
