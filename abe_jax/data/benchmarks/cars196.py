@@ -89,7 +89,7 @@ def _form_a(tree: Tree, images: Sequence[str], expected: Expected) -> Listing:
             + (f"; {others[0]!r} belongs to form B." if others else "; add it.")
         )
     annotations = _mat(tree, "cars_annos.mat")
-    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+    fields = _box_fields(annotations)
     base = parent(images[0])
     records = []
     for row in annotations:
@@ -131,20 +131,20 @@ def _form_b(tree: Tree, images: Sequence[str], expected: Expected) -> Listing:
                 "copy of the data set as --source."
             )
         paths[name] = path
+    _refuse_copies(tree, paths)
     records = []
     for folder, annotation in [
         ("cars_train", "cars_train_annos.mat"),
         ("cars_test", _TEST_LABELS),
     ]:
-        fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
         rows = _mat(tree, annotation)
+        fields = _box_fields(rows)
         part = []
         for row in rows:
             name = f"{folder}/{row['fname']}"
             path = tree.files.get(paths.get(name, ""), "")
             part.append(_record(path, name, row["class"], [row[f] for f in fields]))
         present = [p for p in paths if p.startswith(folder + "/")]
-        _refuse_copies(tree, paths)
         check_files([r.name for r in part], present, annotation, folder + "/")
         records += part
     nested = any("cars_train/cars_train/" in p for p in images)
@@ -255,6 +255,15 @@ def _record(path: str, name: str, class_id: Any, box: Sequence[Any]) -> Record:
         left, top, right, bottom = map(float, box)
         corners = (left, top, right, bottom)
     return Record(path, name, str(int(class_id)), "", corners)
+
+
+def _box_fields(rows: Any) -> list[str]:
+    """Names of the fields with left, top, right, bottom; none where there are none."""
+    corners = ("x1", "y1", "x2", "y2")
+    for prefix in ("bbox_", ""):
+        if f"{prefix}x1" in rows.dtype.names:
+            return [prefix + corner for corner in corners]
+    return []
 
 
 def _role(class_id: int, expected: Expected) -> str:
