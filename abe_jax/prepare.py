@@ -115,6 +115,11 @@ def prepare(
             )
     except OSError as error:
         raise UserError(_disk_text(error, folder)) from error
+    except RuntimeError as error:  # what the writer of ArrayRecords raises
+        if "No space left" not in str(error) and "quota exceeded" not in str(error):
+            raise
+        full = OSError(errno.ENOSPC, str(error))
+        raise UserError(_disk_text(full, folder)) from error
 
 
 def _write(

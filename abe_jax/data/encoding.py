@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import io
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import process as process_pool
@@ -138,7 +140,7 @@ def encode_files(
         num_processes,
         # A fork would copy the locks of threads that run here.
         multiprocessing.get_context("spawn"),
-        initializer=_quiet,
+        initializer=_follow_main_process,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
@@ -166,9 +168,17 @@ def _encode_chunk(records: Sequence[Record], storing: Storing) -> list[Encoded |
         return [encode_file(record, storing) for record in records]
 
 
-def _quiet() -> None:
-    """Leaves Ctrl-C to the main process."""
+def _follow_main_process() -> None:
+    """Leaves Ctrl-C to the main process, and ends when that is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    assert main is not None
+
+    def watch() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_size(size: tuple[int, int]) -> None:
