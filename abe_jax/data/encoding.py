@@ -142,21 +142,23 @@ def encode_files(
         multiprocessing.get_context("spawn"),
         initializer=_follow_main_process,
     )
-    with contextlib.ExitStack() as stack:
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        waiting = collections.deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(_encode_chunk, chunk, storing))
-                if len(waiting) > 4 * num_processes:
-                    yield from waiting.popleft().result()
-            while waiting:
+    waiting = collections.deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_encode_chunk, chunk, storing))
+            if len(waiting) > 4 * num_processes:
                 yield from waiting.popleft().result()
-        except process_pool.BrokenProcessPool as error:
-            raise UserError(
-                "a process that encodes images was killed, most likely for want of "
-                "memory; run again with fewer of them: --num_processes=1."
-            ) from error
+        while waiting:
+            yield from waiting.popleft().result()
+    except process_pool.BrokenProcessPool as error:
+        raise UserError(
+            "a process that encodes images was killed, most likely for want of "
+            "memory; run again with fewer of them: --num_processes=1."
+        ) from error
+    finally:
+        # RuntimeError: interrupted while the pool was being started.
+        with contextlib.suppress(RuntimeError):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _encode_chunk(records: Sequence[Record], storing: Storing) -> list[Encoded | str]:

@@ -175,6 +175,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             writer.close_splits([name])
         if self.bad and not self._skip_bad:
             raise UserError(_bad_text(self.bad, len(self._listing.records)))
+        assert len(self._kept) + len(self.bad) == len(self._listing.records)
         self._refuse_copies()
         self.info.set_splits(info.splits)
         self._write_index(pathlib.Path(self.data_dir))
