@@ -17,26 +17,6 @@ from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
 from configs import default
 
-# What the configs call the data set, and a layout to make it from.
-LAYOUTS = {name: name for name in ("cub200", "sop", "inshop")}
-LAYOUTS["cars196"] = "cars196 form B"
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory, photos):
-    """All data sets, prepared, with a few images each."""
-    folder = tmp_path_factory.mktemp("prepared")
-    for dataset, layout in LAYOUTS.items():
-        source = folder / "sources" / dataset
-        # Larger than they are read, and not square.
-        fake.LAYOUTS[layout][1](
-            source, fake.SMALL[dataset], lambda name: fake.jpeg(name, (60, 40))
-        )
-        prepare(dataset, source, folder, expected=fake.SMALL[dataset])
-    prepare("image_folder", photos, folder)
-    shutil.rmtree(folder / "sources")
-    return folder
-
 
 def config_of(data_dir, name, **fields):
     config = default.get_config().data
