@@ -24,6 +24,5 @@ from configs import default
 def get_config() -> ConfigDict:
     """The defaults, on Cars-196."""
     config = default.get_config()
-    config.data.name = "cars196"
-    config.eval.recall_at = (1, 2, 4, 8)
+    config.update({"data": {"name": "cars196"}, "eval": {"recall_at": (1, 2, 4, 8)}})
     return config

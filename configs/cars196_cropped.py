@@ -26,5 +26,5 @@ from configs import cars196
 def get_config() -> ConfigDict:
     """As `cars196`, on boxes."""
     config = cars196.get_config()
-    config.data.box_crop = True
+    config.update({"data": {"box_crop": True}})
     return config

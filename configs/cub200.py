@@ -24,6 +24,5 @@ from configs import default
 def get_config() -> ConfigDict:
     """The defaults, on CUB-200-2011."""
     config = default.get_config()
-    config.data.name = "cub200"
-    config.eval.recall_at = (1, 2, 4, 8)
+    config.update({"data": {"name": "cub200"}, "eval": {"recall_at": (1, 2, 4, 8)}})
     return config

@@ -26,5 +26,5 @@ from configs import cub200
 def get_config() -> ConfigDict:
     """As `cub200`, on boxes."""
     config = cub200.get_config()
-    config.data.box_crop = True
+    config.update({"data": {"box_crop": True}})
     return config

@@ -21,5 +21,5 @@ from configs import default
 def get_config() -> ConfigDict:
     """The defaults, on a folder of images."""
     config = default.get_config()
-    config.data.name = "image_folder"
+    config.update({"data": {"name": "image_folder"}})
     return config

@@ -25,6 +25,7 @@ from configs import default
 def get_config() -> ConfigDict:
     """The defaults, on In-Shop Clothes Retrieval."""
     config = default.get_config()
-    config.data.name = "inshop"
-    config.eval.recall_at = (1, 10, 20, 30, 40, 50)
+    config.update(
+        {"data": {"name": "inshop"}, "eval": {"recall_at": (1, 10, 20, 30, 40, 50)}}
+    )
     return config

@@ -24,6 +24,5 @@ from configs import default
 def get_config() -> ConfigDict:
     """The defaults, on Stanford Online Products."""
     config = default.get_config()
-    config.data.name = "sop"
-    config.eval.recall_at = (1, 10, 100, 1000)
+    config.update({"data": {"name": "sop"}, "eval": {"recall_at": (1, 10, 100, 1000)}})
     return config
