@@ -66,7 +66,9 @@ def decode_only(subset: data.Subset, steps: int) -> Iterator[int]:
     files = [source.jpeg(int(i)) for i in subset.indices[:512]]
     for step in range(steps):
         for i in range(BATCH_SIZE):
-            with Image.open(io.BytesIO(files[(step * BATCH_SIZE + i) % 512])) as image:
+            with Image.open(
+                io.BytesIO(files[(step * BATCH_SIZE + i) % len(files)])
+            ) as image:
                 pixels = np.asarray(image)
                 assert pixels.shape[0] == 256
         yield step
