@@ -146,7 +146,8 @@ def _open_shards(
             "delete the folder and prepare it again."
         )
     try:
-        records = ArrayRecordDataSource(paths)
+        # A record is small: handing it to a pool of threads takes longer than reading.
+        records = ArrayRecordDataSource(paths, {"max_parallelism": "0"})
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot read the records of {folder}: {error}; delete the folder and "
