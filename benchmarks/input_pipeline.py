@@ -9,12 +9,14 @@ on one core and without any pipeline; the pipeline with threads; the pipeline wi
 worker processes; a PyTorch DataLoader with the same records, the same decoder and as
 many workers. The ways take turns, and the fastest turn of each counts. The peer is
 left out, and named, where PyTorch is not installed.
-Read the ratios, not the images per second; a busy machine changes both.
+Read the ratios, not the images per second. A busy machine changes both; processor time
+an image, which is shown too, suffers least.
 """
 
 import argparse
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import tempfile
@@ -113,14 +115,30 @@ def torch_loader(subset: data.Subset, steps: int, workers: int) -> Iterator:
     )
 
 
-def rate(make: Callable[[int], Iterator], steps: int, warm: int = 16) -> float:
-    """Images per second, the start of processes and the first batches left out."""
-    batches = make(steps + warm)
+def cpu_seconds() -> float:
+    """Processor time of this process and its children so far."""
+    me = psutil.Process()
+    times = [p.cpu_times() for p in [me, *me.children(recursive=True)]]
+    return sum(t.user + t.system for t in times)
+
+
+def rate(
+    make: Callable[[int], Iterator], steps: int, warm: int = 16
+) -> tuple[float, float]:
+    """Images per second, and microseconds of processor time an image.
+
+    The start of processes, the first batches and the last ones are left out.
+    """
+    batches = make(steps + 2 * warm)
     for _ in range(warm):
         next(batches)
-    start = time.perf_counter()
-    count = sum(1 for _ in batches)
-    return count * BATCH_SIZE / (time.perf_counter() - start)
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    for _ in range(steps):
+        next(batches)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu_start
+    del batches
+    images = steps * BATCH_SIZE
+    return images / seconds, cpu / images * 1e6
 
 
 def memory_mb() -> float:
@@ -170,19 +188,28 @@ def main() -> None:
         else:
             print("left out: PyTorch is not installed")
         rates = dict.fromkeys(ways, 0.0)
+        costs = dict.fromkeys(ways, float("inf"))
         for _ in range(arguments.repeats):
             for name, make in ways.items():
-                turn = rate(make, arguments.steps)
-                print(f"{name}: {turn:.0f} images/s", flush=True)
+                turn, cost = rate(make, arguments.steps)
+                print(f"{name}: {turn:.0f} images/s, {cost:.0f} us", flush=True)
                 rates[name] = max(rates[name], turn)
-        bound = rates["decode only, 1 core"] * cores
-        peer = rates.get(f"PyTorch DataLoader, {cores} workers", float("nan"))
-        print(f"{'':<32}{'images/s':>10}{'of bound':>10}{'of peer':>10}")
+                costs[name] = min(costs[name], cost)
+        alone, peer = "decode only, 1 core", f"PyTorch DataLoader, {cores} workers"
+        bound = rates[alone] * cores
+        print(
+            f"{'':<32}{'images/s':>9}{'of bound':>9}{'of peer':>9}"
+            f"{'CPU us':>8}{'of bound':>9}{'of peer':>9}"
+        )
         for name, value in rates.items():
+            cost = costs[name]
             print(
-                f"{name:<32}{value:>10.0f}{value / bound:>10.2f}{value / peer:>10.2f}"
+                f"{name:<32}{value:>9.0f}{value / bound:>9.2f}"
+                f"{value / rates.get(peer, math.nan):>9.2f}{cost:>8.0f}"
+                f"{costs[alone] / cost:>9.2f}{costs.get(peer, math.nan) / cost:>9.2f}"
             )
-        print(f"bound: decode only x {cores} cores = {bound:.0f} images/s")
+        print(f"bound: decode only x {cores} cores = {bound:.0f} images/s; of CPU time")
+        print("an image, the share that decoding takes, and the peer's as a multiple.")
 
 
 if __name__ == "__main__":
