@@ -6,6 +6,7 @@ class ids counting on from role to role, as in the official data.
 
 import csv
 import io
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -267,3 +268,14 @@ def rewrite_csv(path, change):
         changed = [change(row) for row in csv.reader(file)]
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows(changed)
+
+
+def write_locked_zip(path):
+    """An archive that needs a password."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("img_highres/1.jpg", b"locked")
+    data = bytearray(path.read_bytes())
+    central = data.index(b"PK\x01\x02")
+    data[6] |= 1  # the flag of encryption, in both headers
+    data[central + 8] |= 1
+    path.write_bytes(bytes(data))
