@@ -32,6 +32,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
+        "array_record>=0.7,<1",
         "flax>=0.12.4,<0.13",  # NNX still changes between minor releases
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",  # 0.10 is the last for Python 3.11; 0.12 was tested last
@@ -40,6 +41,8 @@ setuptools.setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",  # 1.0 will move the API used here
         "pillow>=11,<14",
+        "pyarrow>=16,<28",  # parquet mirrors of Cars-196; TFDS needs it anyway
+        "scipy>=1.13,<2",  # MATLAB files of Cars-196
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.8,<5",  # without TensorFlow
         "tqdm>=4.66,<5",
@@ -63,7 +66,12 @@ setuptools.setup(
         # Pinned: a formatter or type checker of another version finds other things.
         "dev": [*_TEST, "build==1.5.0", "pyright==1.1.414", "ruff==0.17.6"],
     },
-    entry_points={"console_scripts": ["abe-jax=abe_jax.main:run"]},
+    entry_points={
+        "console_scripts": [
+            "abe-jax=abe_jax.main:run",
+            "abe-jax-prepare=abe_jax.prepare:run",
+        ]
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

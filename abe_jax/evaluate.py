@@ -68,17 +68,21 @@ class Evaluator:
         Raises:
           UserError: as of `measure`.
         """
-        subset = self._splits.evaluation
+        subset, gallery = self._splits.evaluation, self._splits.gallery
         embeddings = self.embed(state, subset, check)
+        others = None
+        if gallery is not None:
+            others = (self.embed(state, gallery, check), gallery.labels)
         evaluation = {
             "step": int(state.step),
-            **measure(embeddings, subset.labels, self._config.eval.recall_at),
+            **measure(embeddings, subset.labels, self._config.eval.recall_at, others),
             "protocol": _protocol(self._config, self._splits, self._num_learners),
         }
         if processes.is_first():
             text = json.dumps(evaluation, indent=2) + "\n"
             (folder / EVALUATION_FILE).write_text(text)
-            report.write(folder, evaluation, subset, embeddings)
+            shown = None if gallery is None or others is None else (gallery, others[0])
+            report.write(folder, evaluation, subset, embeddings, gallery=shown)
         return evaluation
 
     def embed(
@@ -94,15 +98,18 @@ class Evaluator:
         # By device: a program of one shape rounds an image the same way everywhere.
         batch_size = self._config.eval.batch_size * self._mesh.size
         reading = data.Reading.of_process(self._config.data, *processes.place())
-        parts: list[jax.Array | np.ndarray] = []
+        parts: list[np.ndarray] = []
+        pending: jax.Array | None = None
         for batch in data.evaluation_batches(subset, batch_size, reading):
             check()
             images = parallel.split_rows(batch["image"], self._mesh)
-            parts.append(self._embed((state.params, state.model_state), images))
+            rows = self._embed((state.params, state.model_state), images)
             # Fetched a batch late, so that the device always has work.
-            if len(parts) > 1:
-                parts[-2] = processes.gather_rows(parts[-2])
-        parts[-1] = processes.gather_rows(parts[-1])
+            if pending is not None:
+                parts.append(processes.gather_rows(pending))
+            pending = rows
+        if pending is not None:
+            parts.append(processes.gather_rows(pending))
         # The images come in order; only the end of the last batch is padding.
         return np.concatenate(parts)[: len(subset)]
 
@@ -140,7 +147,10 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> dict:
 
 
 def measure(
-    embeddings: np.ndarray, labels: np.ndarray, recall_at: Iterable[int]
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    recall_at: Iterable[int],
+    gallery: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict:
     """Recall@K and MAP@R of the ensemble, of each learner, and their mean.
 
@@ -148,6 +158,8 @@ def measure(
       embeddings: float32 `[n, M, D/M]`, unit length per learner.
       labels: integer `[n]`.
       recall_at: the values of K.
+      gallery: embeddings `[g, M, D/M]` and labels `[g]` that the queries are looked for
+        in; None where the queries are each other's gallery.
 
     Returns:
       the fields of `evaluation.json` that speak of retrieval.
@@ -161,9 +173,16 @@ def measure(
     # Every process asks its share of the queries.
     share = (index * len(labels) // count, (index + 1) * len(labels) // count)
 
-    def one(rows: np.ndarray) -> retrieval.RetrievalResult:
+    def one(rows: np.ndarray, others: np.ndarray | None) -> retrieval.RetrievalResult:
         try:
-            part = retrieval.evaluate_retrieval(rows, labels, ks, query_range=share)
+            part = retrieval.evaluate_retrieval(
+                rows,
+                labels,
+                ks,
+                gallery_embeddings=others,
+                gallery_labels=None if gallery is None else gallery[1],
+                query_range=share,
+            )
         except ValueError as error:
             raise UserError(f"the evaluation failed: {error}") from error
         return _together(part)
@@ -175,8 +194,12 @@ def measure(
         }
 
     # The squared distance of the concatenation is the sum over the learners.
-    ensemble = one(embeddings.reshape(len(embeddings), -1))
-    learners = [fields(one(embeddings[:, m])) for m in range(embeddings.shape[1])]
+    everyone = None if gallery is None else gallery[0].reshape(len(gallery[0]), -1)
+    ensemble = one(embeddings.reshape(len(embeddings), -1), everyone)
+    learners = [
+        fields(one(embeddings[:, m], None if gallery is None else gallery[0][:, m]))
+        for m in range(embeddings.shape[1])
+    ]
     return {
         "num_queries": ensemble.num_queries,
         "num_gallery": ensemble.num_gallery,
@@ -229,6 +252,11 @@ def _protocol(config, splits: data.Splits, num_learners: int) -> dict:
         "embedding_dim": config.model.embedding_dim,
         "image_size": config.data.image_size,
         "crop": "centre",
+        "square": config.data.square,
+        "box_crop": config.data.box_crop,
+        "gallery": "the other queries"
+        if splits.gallery is None
+        else "a part of its own",
         "similarity": "inner product of the concatenated unit-length embeddings",
         "ties": "count against the model",
     }

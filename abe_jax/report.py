@@ -35,6 +35,7 @@ def write(
     subset: data.Subset,
     embeddings: np.ndarray,
     *,
+    gallery: tuple[data.Subset, np.ndarray] | None = None,
     num_queries: int = 12,
     num_matches: int = 8,
 ) -> pathlib.Path:
@@ -45,6 +46,8 @@ def write(
       evaluation: content of `evaluation.json`.
       subset: the images that were evaluated.
       embeddings: `[n, M, D/M]` float32, theirs.
+      gallery: images that were searched and their embeddings `[g, M, D/M]`; None where
+        those of `subset` were.
       num_queries: how many queries are shown, spread evenly over the classes.
       num_matches: how many nearest images are shown for each.
 
@@ -65,7 +68,7 @@ def write(
         _curve(metrics, "eval/recall@1", "Recall@1 of the ensemble"),
         "<h2>What a query finds</h2><p>Left the query; then its nearest images, green "
         "where the class is the same.</p>",
-        _gallery(subset, embeddings, num_queries, num_matches),
+        _gallery(subset, embeddings, gallery, num_queries, num_matches),
         "<h2>Protocol</h2>",
         f"<pre>{html.escape(json.dumps(evaluation['protocol'], indent=2))}</pre>",
     ]
@@ -117,21 +120,29 @@ def _curve(metrics: Sequence[dict], name: str, title: str) -> str:
 
 
 def _gallery(
-    subset: data.Subset, embeddings: np.ndarray, num_queries: int, num_matches: int
+    subset: data.Subset,
+    embeddings: np.ndarray,
+    gallery: tuple[data.Subset, np.ndarray] | None,
+    num_queries: int,
+    num_matches: int,
 ) -> str:
     flat = embeddings.reshape(len(embeddings), -1)
+    searched, rows_of_searched = (subset, embeddings) if gallery is None else gallery
+    rows_of_searched = rows_of_searched.reshape(len(rows_of_searched), -1)
     queries = np.linspace(0, len(flat) - 1, min(num_queries, len(flat)), dtype=int)
-    # One more than shown, as the query finds itself.
-    count = min(num_matches + 1, len(flat))
-    _, found = retrieval.top_k(flat[queries], flat, count)
-    labels = subset.labels
+    # One more than shown, as a query among the searched finds itself.
+    count = min(num_matches + 1, len(rows_of_searched))
+    _, found = retrieval.top_k(flat[queries], rows_of_searched, count)
+    labels, found_labels = subset.labels, searched.labels
     rows = []
     for query, matches in zip(queries, np.asarray(found), strict=True):
-        others = [i for i in matches if i != query][:num_matches]
+        others = [i for i in matches if gallery is not None or i != query]
         cells = [_picture(subset[query], "query")]
         cells += [
-            _picture(subset[i], "right" if labels[i] == labels[query] else "wrong")
-            for i in others
+            _picture(
+                searched[i], "right" if found_labels[i] == labels[query] else "wrong"
+            )
+            for i in others[:num_matches]
         ]
         rows.append(f"<div class=found>{''.join(cells)}</div>")
     return "".join(rows)

@@ -32,9 +32,15 @@ def get_config() -> ConfigDict:
     )
 
     config.data = data = ConfigDict()
-    data.name = "image_folder"  # image_folder | birds (generated, no download)
-    data.path = placeholder(str)  # folder or zip file with one folder a class
+    # image_folder | birds (generated) | cub200 | cars196 | sop | inshop (prepared)
+    data.name = "image_folder"
+    # Folder or zip file with one folder a class, or the --data_dir of abe_jax.prepare.
+    data.path = placeholder(str)
     data.load_size = 256  # side of the squares that the host delivers (ours)
+    # How an image becomes that square (ours). centre: its short side is load_size, and
+    # the middle is kept; squeeze: all of it, its aspect lost.
+    data.square = "centre"
+    data.box_crop = False  # only the object's bounding box: cub200 and cars196
     data.image_size = 224  # side of the crops that the model sees
     data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images
     data.images_per_class = 4  # K, for sampler = "classes"

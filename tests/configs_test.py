@@ -1,6 +1,7 @@
 """Every file in configs/ trains for a step and is evaluated."""
 
 import importlib
+import json
 import pathlib
 
 import pytest
@@ -11,6 +12,19 @@ CONFIGS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 )
+
+
+PREPARED = {"cub200", "cars196", "sop", "inshop"}
+# Recall@K of the paper's tables, and the parts of the data that the configs name.
+PROTOCOLS = {
+    "cub200": ("cub200", False, (1, 2, 4, 8)),
+    "cub200_cropped": ("cub200", True, (1, 2, 4, 8)),
+    "cars196": ("cars196", False, (1, 2, 4, 8)),
+    "cars196_cropped": ("cars196", True, (1, 2, 4, 8)),
+    "sop": ("sop", False, (1, 10, 100, 1000)),
+    "inshop": ("inshop", False, (1, 10, 20, 30, 40, 50)),
+    "image_folder": ("image_folder", False, (1, 2, 4, 8)),
+}
 
 
 def shrunk(config, photos):
@@ -24,15 +38,37 @@ def shrunk(config, photos):
 
 
 def test_the_configs_are_found():
-    assert {"default", "quickstart", "emoji64"} <= set(CONFIGS)
+    assert {"default", "quickstart", "emoji64", *PROTOCOLS} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_are_those_of_the_paper(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    found = (config.data.name, config.data.box_crop, config.eval.recall_at)
+    assert found == PROTOCOLS[name]
+    assert (config.model.name, config.model.num_learners) == ("abe", 8)
+    assert (config.model.embedding_dim, config.data.image_size) == (512, 224)
+    assert (config.train.batch_size, config.data.sampler) == (64, "pairs")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_step(name, photos, tmp_path):
+def test_one_step(name, photos, data_dir, tmp_path):
     module = importlib.import_module(f"configs.{name}")
-    config = shrunk(module.get_config(), photos)
+    config = module.get_config()
+    is_prepared = config.data.name in PREPARED
+    config = shrunk(config, data_dir if is_prepared else photos)
+    if is_prepared:
+        # So few images that neither a whole batch nor the largest K fits.
+        config.train.batch_size = 16
+        config.eval.recall_at = config.eval.recall_at[:2]
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert 0.0 <= metrics["eval/recall@1"] <= 1.0
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    if name == "inshop":
+        assert (evaluation["num_queries"], evaluation["num_gallery"]) == (18, 17)
+    elif name in PROTOCOLS and is_prepared:
+        assert evaluation["num_queries"] == evaluation["num_gallery"]
+    assert evaluation["protocol"]["box_crop"] == config.data.box_crop
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Grain's and the command line's processes inherit these.
@@ -50,4 +51,23 @@ def photos(tmp_path_factory) -> pathlib.Path:
             pixels = np.clip(colour + rng.normal(0, 20, (64, 64, 3)), 0, 255)
             image = Image.fromarray(pixels.astype(np.uint8))
             image.save(folder / f"class{number:02}" / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory, photos) -> pathlib.Path:
+    """All prepared data sets, with a few images of 60 x 40 pixels each."""
+    import fake_benchmarks as fake
+
+    from abe_jax.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    layouts = {name: name for name in ("cub200", "sop", "inshop")}
+    for dataset, layout in (layouts | {"cars196": "cars196 form B"}).items():
+        source = folder / "sources" / dataset
+        write = fake.LAYOUTS[layout][1]
+        write(source, fake.SMALL[dataset], lambda name: fake.jpeg(name, (60, 40)))
+        prepare(dataset, source, folder, expected=fake.SMALL[dataset])
+    prepare("image_folder", photos, folder)
+    shutil.rmtree(folder / "sources")
     return folder

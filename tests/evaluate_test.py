@@ -81,6 +81,29 @@ def test_all_lone_queries_are_told(measured):
         evaluate.measure(embeddings, np.arange(50), (1,))
 
 
+def test_a_gallery_of_its_own_is_searched_and_nothing_is_left_out(measured):
+    embeddings, labels, _ = measured
+    queries, gallery = slice(0, 50, 2), slice(1, 50, 2)
+    result = evaluate.measure(
+        embeddings[queries],
+        labels[queries],
+        (1, 4),
+        (embeddings[gallery], labels[gallery]),
+    )
+    assert (result["num_queries"], result["num_gallery"]) == (25, 25)
+    gaps = embeddings[queries, None] - embeddings[None, gallery]
+    by_learner = np.sum(gaps.astype(np.float64) ** 2, axis=-1)
+    same = labels[queries, None] == labels[None, gallery]
+    for k in (1, 4):
+        for distances, found in [
+            (by_learner.sum(-1), result),
+            *((by_learner[..., m], result["learners"][m]) for m in range(3)),
+        ]:
+            nearest = np.argsort(distances, axis=1)[:, :k]
+            expected = np.take_along_axis(same, nearest, axis=1).any(1).mean()
+            assert found["recall"][str(k)] == pytest.approx(expected)
+
+
 def test_is_what_retrieval_says(measured):
     embeddings, labels, result = measured
     flat = embeddings.reshape(50, -1)

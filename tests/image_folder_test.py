@@ -118,6 +118,33 @@ def test_middle_not_side_is_kept():
     assert_close(decode(encoded(image), 20, "it"), RED)
 
 
+def test_squeeze_keeps_all_and_loses_the_aspect():
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste(RED, (20, 0, 40, 20))
+    pixels = decode(encoded(image), 18, "it", square="squeeze")
+    assert_close(pixels[:, 7:11], RED)
+    assert_close(pixels[:, :5], (0, 0, 0))
+    assert_close(pixels[:, 13:], (0, 0, 0))
+
+
+def test_box_is_taken_before_the_square():
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste(RED, (0, 10, 10, 20))
+    box = (0.5, 0.0, 1.0, 1 / 6)
+    assert_close(decode(encoded(image), 10, "it", box=box), RED)
+    whole = (0.0, 0.0, 1.0, 1.0)
+    np.testing.assert_array_equal(
+        decode(encoded(image), 20, "it", box=whole), decode(encoded(image), 20, "it")
+    )
+
+
+def test_short_side_of_the_size_is_only_cut():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 31, 3), np.uint8)
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(pixels)), 12, "it"), pixels[:, 9:21]
+    )
+
+
 def test_same_size_is_untouched():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     np.testing.assert_array_equal(
@@ -252,7 +279,11 @@ def test_bad_folders_are_refused(tmp_path, make, message):
     ("fields", "message"),
     [
         ({"path": ""}, "data.path is not set"),
-        ({"name": "cub2000"}, "known are 'birds' and 'image_folder'"),
+        ({"name": "cub2000"}, "known are 'birds', 'image_folder', 'cub200'"),
+        ({"square": "circle"}, "known are 'centre' and 'squeeze'"),
+        ({"box_crop": True}, "box_crop is for prepared data sets with boxes"),
+        ({"name": "sop"}, "holds no prepared sop; make one with python -m"),
+        ({"name": "sop", "path": ""}, "data.path is not set; give a prepared sop"),
         ({"load_size": 7}, "load_size = 7 is below data.image_size = 8"),
         ({"validation_fraction": 1.0}, "at least one class on either side"),
         ({"validation_fraction": -0.5}, "at least one class on either side"),

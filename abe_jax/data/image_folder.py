@@ -6,15 +6,14 @@
 Hidden files and the `._*` copies that macOS writes are ignored.
 """
 
-import io
 import os
 import pathlib
 import zipfile
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from abe_jax.data.decoding import decode, require_known_square
 from abe_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -29,24 +28,30 @@ class ImageFolder:
     Picklable and safe to read from many threads: files are opened when read.
 
     Attributes:
-      names: path of each image below the folder, with forward slashes.
+      prefix: outer folders that only wrap the classes, or "".
+      names: path of each image below them, with forward slashes.
       labels: int32 `[N]`, index into `class_names`.
       class_names: sorted names of the class folders.
       roles: `[N]`, "train" or "test" where the folder has such parts, else empty.
     """
 
-    def __init__(self, path: str | os.PathLike[str], size: int):
+    def __init__(
+        self, path: str | os.PathLike[str], size: int, *, square: str = "centre"
+    ):
         """Lists the images; reads none.
 
         Args:
           path: folder, or zip file, with one folder a class.
           size: side of the squares that indexing returns, pixels.
+          square: "centre" or "squeeze", as of `decoding.decode`.
 
         Raises:
-          UserError: nothing there, no classes, an empty class, fewer than two classes.
+          UserError: nothing there, no classes, an empty class, fewer than two classes,
+            or `square` is unknown.
         """
         self.path = pathlib.Path(path)
         self.size = size
+        self._square = require_known_square(square)
         if not self.path.exists():
             raise UserError(
                 f"data.path {str(path)!r} does not exist; give a folder or a zip file "
@@ -54,7 +59,7 @@ class ImageFolder:
             )
         is_zip = self.path.is_file()
         members = _zip_members(self.path) if is_zip else _folder_members(self.path)
-        self._prefix, parts, folders = _strip_prefix(*members)
+        self.prefix, parts, folders = _strip_prefix(*members)
         self.roles: tuple[str, ...] = ()
         if folders and {p[0] for p in folders} == {"train", "test"}:
             _refuse_mixed(parts)
@@ -91,10 +96,11 @@ class ImageFolder:
         Raises:
           UserError: the file cannot be read as an image.
         """
-        return decode(self._read(index), self.size, f"{self.path}/{self.names[index]}")
+        name = f"{self.path}/{self.names[index]}"
+        return decode(self._read(index), self.size, name, square=self._square)
 
     def _read(self, index: int) -> bytes:
-        name = self._prefix + self.names[index]
+        name = self.prefix + self.names[index]
         if not self.path.is_file():
             try:
                 return (self.path / name).read_bytes()
@@ -111,50 +117,6 @@ class ImageFolder:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_zip": None}  # an open file cannot be pickled
-
-
-def decode(data: bytes, size: int, name: str) -> np.ndarray:
-    """Decodes an image to the RGB square in its middle.
-
-    Orientation is that of the EXIF tag, transparency is laid over white, 16-bit grey
-    is scaled to 8 bits, grey, palette and CMYK become RGB.
-
-    Args:
-      data: contents of an image file.
-      size: side of the result, pixels; the image's short side is resized to it.
-      name: what an error message calls the image.
-
-    Returns:
-      uint8 `[size, size, 3]`.
-
-    Raises:
-      UserError: the data is no image, is cut short, or is larger than Pillow's bound.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (size, size))  # JPEG decodes at a fraction of the size
-            image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {name} as an image: {error}.") from error
-    if rgb.size != (size, size):
-        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float32)
-        # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535.
-        return Image.fromarray(
-            np.clip(values / 257.0, 0, 255).astype(np.uint8)
-        ).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(
-            Image.new("RGBA", rgba.size, "white"), rgba
-        ).convert("RGB")
-    return image.convert("RGB")
 
 
 Parts = tuple[str, ...]

@@ -134,7 +134,8 @@ def _read(
         return iter(())
     load = _LoadBatch(subset, subset.labels, rows, reading)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
-    threads = reading.num_threads
+    # A worker is one decoder; threads in it would only compete for its interpreter.
+    threads = 1 if reading.num_workers else reading.num_threads
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     stream = batches.to_iter_dataset(options)
     if reading.num_workers:

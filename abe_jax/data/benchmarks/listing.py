@@ -1,0 +1,296 @@
+"""What a data set on disk consists of, and the checks that every layout shares.
+
+A layout is read in three steps: the files below a folder are listed once (`Tree`), a
+reader finds out which layout they form and what each image is (`Listing`), and
+`check_counts` holds the numbers against the official ones. No image is opened.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from abe_jax.data.prepared import ROLES
+from abe_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+# Of each role: number of classes, number of images.
+Expected = Mapping[str, tuple[int, int]]
+
+# Left, top, right, bottom in pixels of the image file.
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """An image of a data set, not yet opened.
+
+    Attributes:
+      path: where its file is.
+      name: the same below the data set's folder, with forward slashes.
+      class_id: official id of its class, as in the data set's own files.
+      role: "train", "test", "query" or "gallery".
+      box: bounding box of the object, where the data set has one.
+    """
+
+    path: str
+    name: str
+    class_id: str
+    role: str
+    box: Box | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a reader makes of a folder.
+
+    Attributes:
+      layout: which of the known layouts it is, in words.
+      records: the images; by role, then by class, then by name.
+      class_names: class id to a name for people, in the order of the labels.
+    """
+
+    layout: str
+    records: list[Record]
+    class_names: dict[str, str]
+
+
+class Tree:
+    """The visible files below a folder: no hidden ones, none of macOS's copies.
+
+    Attributes:
+      root: the folder.
+      files: relative path with forward slashes -> path of the file.
+    """
+
+    def __init__(self, root: str, files: dict[str, str]):
+        self.root = root
+        self.files = files
+
+    @classmethod
+    def of(cls, *folders: str | os.PathLike[str]) -> "Tree":
+        """Lists folders as if they were one; links to folders are followed.
+
+        Raises:
+          UserError: a folder does not exist or cannot be read.
+        """
+        files: dict[str, str] = {}
+        for folder in map(pathlib.Path, folders):
+            if not folder.is_dir():
+                raise UserError(
+                    f"--source {str(folder)!r} is no folder; give the folder that "
+                    "holds the data set, or its zip or tgz file."
+                )
+            for path, subfolders, names in os.walk(
+                folder, onerror=_refuse_unreadable, followlinks=True
+            ):
+                subfolders[:] = sorted(filter(_is_visible, subfolders))
+                below = pathlib.Path(path).relative_to(folder).as_posix()
+                prefix = "" if below == "." else f"{below}/"
+                for name in filter(_is_visible, names):
+                    files[prefix + name] = os.path.join(path, name)
+        return cls(str(folders[0]), files)
+
+    def find(self, name: str) -> list[str]:
+        """Relative paths of all files of a name."""
+        return sorted(p for p in self.files if p.rpartition("/")[2] == name)
+
+    def images(self, prefix: str = "") -> list[str]:
+        """Relative paths of all images below a folder, "" or one that ends in "/"."""
+        return sorted(
+            p
+            for p in self.files
+            if p.startswith(prefix) and p.lower().endswith(IMAGE_SUFFIXES)
+        )
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a text file that are not empty.
+
+        Raises:
+          UserError: it cannot be read as UTF-8 text.
+        """
+        try:
+            text = pathlib.Path(self.files[name]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {name} in {self.root}: {error}.") from error
+        return [line for line in text.splitlines() if line.strip()]
+
+    def rows(self, name: str, columns: int, *, skip: int = 0) -> list[list[str]]:
+        """Columns of a text file, split at white space.
+
+        Args:
+          name: relative path of the file.
+          columns: how many each row must have; the last may hold spaces.
+          skip: header lines to leave out.
+
+        Raises:
+          UserError: a row of another number of columns.
+        """
+        rows = []
+        for number, line in enumerate(self.lines(name)[skip:], skip + 1):
+            row = line.split(maxsplit=columns - 1)
+            if len(row) != columns:
+                raise UserError(
+                    f"line {number} of {name} has {len(row)} columns, expected "
+                    f"{columns}: {line.strip()[:60]!r}; the file is damaged or is "
+                    "another one of the same name."
+                )
+            rows.append([cell.strip() for cell in row])
+        return rows
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(
+        f"cannot read the folder {error.filename!r}: {error.strerror}; make it "
+        "readable for this user."
+    )
+
+
+def parent(path: str) -> str:
+    """The folder of a relative path, "" or with a slash at its end."""
+    head, slash, _ = path.rpartition("/")
+    return head + slash
+
+
+def as_number(text: str, what: str) -> float:
+    """A number from a text file.
+
+    Raises:
+      UserError: it is none; `what` says where.
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {text!r} is no number.") from error
+
+
+def as_id(text: str, what: str) -> int:
+    """An integer id from a text file.
+
+    Raises:
+      UserError: it is none; `what` says where.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"{what}: {text!r} is no whole number.") from error
+
+
+def check_ids(ids: Collection[int], count: int, where: str) -> None:
+    """Refuses class ids that are shifted against the official 1 to `count`.
+
+    Raises:
+      UserError: the ids start elsewhere than at 1, or go beyond `count`.
+    """
+    low, high = min(ids), max(ids)
+    if low == 1 and high <= count:
+        return
+    shifted = high - low == count - 1
+    raise UserError(
+        f"class ids in {where} go from {low} to {high}, but the official ones from 1 "
+        f"to {count}: "
+        + (
+            f"the labels are shifted by {'one' if abs(low - 1) == 1 else low - 1}; "
+            "take the original file."
+            if shifted
+            else "this is another data set or a changed copy."
+        )
+    )
+
+
+def check_files(
+    listed: Sequence[str], present: Collection[str], annotation: str, folder: str
+) -> None:
+    """Refuses images that are listed and missing, or present and not listed.
+
+    Args:
+      listed: names in the annotation file.
+      present: names of the images on disk, written in the same way.
+      annotation: name of the file that lists them.
+      folder: where the images are, in words.
+
+    Raises:
+      UserError: the two differ, or a name is listed twice.
+    """
+    known = set(listed)
+    if len(known) != len(listed):
+        seen: set[str] = set()
+        twice = next(n for n in listed if n in seen or seen.add(n))
+        raise UserError(f"{annotation} lists {twice!r} twice; take the original file.")
+    present = set(present)
+    missing, extra = sorted(known - present), sorted(present - known)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(known)} images listed in {annotation} are not "
+            f"in {folder}, the first is {missing[0]!r}: the copy is incomplete; unpack "
+            "the archive again."
+        )
+    if extra:
+        raise UserError(
+            f"{len(extra)} image(s) in {folder} are not listed in {annotation}, the "
+            f"first is {extra[0]!r}: files were added or data sets mixed; remove them."
+        )
+
+
+def check_counts(
+    dataset: str,
+    records: Iterable[Record],
+    expected: Expected,
+    cause: str = "files are missing, or this is another data set",
+) -> None:
+    """Holds the classes and images of each role against the official numbers.
+
+    Raises:
+      UserError: a number differs; the message has both, and the likely cause.
+    """
+    classes: dict[str, set[str]] = {role: set() for role in expected}
+    images = dict.fromkeys(expected, 0)
+    for record in records:
+        classes[record.role].add(record.class_id)
+        images[record.role] += 1
+    for role, (num_classes, num_images) in expected.items():
+        found = (len(classes[role]), images[role])
+        if found != (num_classes, num_images):
+            raise UserError(
+                f"{dataset}: the {role} part has {found[0]:,} classes and "
+                f"{found[1]:,} images, the official one {num_classes:,} and "
+                f"{num_images:,}; the likely cause: {cause}."
+            )
+
+
+def check_disjoint(dataset: str, records: Iterable[Record], where: str) -> None:
+    """Refuses classes that are in training and in another role.
+
+    Raises:
+      UserError: there is such a class.
+    """
+    trained: set[str] = set()
+    others: set[str] = set()
+    for record in records:
+        (trained if record.role == "train" else others).add(record.class_id)
+    shared = trained & others
+    if shared:
+        raise UserError(
+            f"{dataset}: {len(shared):,} of the {len(others):,} classes that test are "
+            f"also trained on, the first is {min(shared)!r}: {where} offers training "
+            "images as test images; take the original files of the zero-shot split."
+        )
+
+
+def make_listing(
+    layout: str, records: Iterable[Record], class_names: Mapping[str, str]
+) -> Listing:
+    """Puts records and classes in order; ids that are numbers go by their value."""
+    numbers = all(class_id.isdecimal() for class_id in class_names)
+    ordered = sorted(class_names, key=int if numbers else str)
+    place = {class_id: number for number, class_id in enumerate(ordered)}
+    return Listing(
+        layout,
+        sorted(records, key=lambda r: (ROLES.index(r.role), place[r.class_id], r.name)),
+        {class_id: class_names[class_id] for class_id in ordered},
+    )

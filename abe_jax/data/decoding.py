@@ -1,0 +1,105 @@
+"""Contents of image files to RGB squares of one size, on the host."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from abe_jax.errors import UserError
+
+SQUARES = ("centre", "squeeze")
+
+# Top, left, bottom, right as shares of height and width, 0 to 1.
+RelativeBox = tuple[float, float, float, float]
+
+
+def decode(
+    data: bytes,
+    size: int,
+    name: str,
+    *,
+    square: str = "centre",
+    box: RelativeBox | None = None,
+) -> np.ndarray:
+    """Decodes an image to an RGB square.
+
+    Orientation is that of the EXIF tag, transparency is laid over white, 16-bit grey
+    is scaled to 8 bits, grey, palette and CMYK become RGB. An image whose short side
+    is `size` is not resized.
+
+    Args:
+      data: contents of an image file.
+      size: side of the result, pixels.
+      name: what an error message calls the image.
+      square: "centre": the short side becomes `size`, and the middle is kept;
+        "squeeze": both sides become `size`.
+      box: part of the image to take.
+
+    Returns:
+      uint8 `[size, size, 3]`.
+
+    Raises:
+      UserError: the data is no image, is cut short, or is larger than Pillow's bound.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if box is None:
+                # JPEG decodes at a fraction of the size.
+                image.draft("RGB", (size, size))
+            image.load()
+            rgb = to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read {name} as an image: {error}.") from error
+    if box is not None:
+        rgb = rgb.crop(_pixels(box, rgb.size))
+    width, height = rgb.size
+    if (width, height) == (size, size):
+        return np.asarray(rgb)
+    if square == "centre":
+        if min(width, height) == size:
+            left, top = (width - size) // 2, (height - size) // 2
+            return np.asarray(rgb.crop((left, top, left + size, top + size)))
+        return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def require_known_square(square: str) -> str:
+    """The argument, if it is one that `decode` knows.
+
+    Raises:
+      UserError: it is not.
+    """
+    if square not in SQUARES:
+        raise UserError(
+            f"data.square is {square!r}; known are {' and '.join(map(repr, SQUARES))}."
+        )
+    return square
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image the right way up, as 8-bit RGB over white."""
+    image = ImageOps.exif_transpose(image) if image.getexif() else image
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float32)
+        # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535.
+        return Image.fromarray(
+            np.clip(values / 257.0, 0, 255).astype(np.uint8)
+        ).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(
+            Image.new("RGBA", rgba.size, "white"), rgba
+        ).convert("RGB")
+    return image.convert("RGB")
+
+
+def _pixels(box: RelativeBox, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom in whole pixels, at least one each way."""
+    width, height = size
+    top, left, bottom, right = box
+    x0, y0 = min(int(left * width), width - 1), min(int(top * height), height - 1)
+    x1 = min(max(round(right * width), x0 + 1), width)
+    y1 = min(max(round(bottom * height), y0 + 1), height)
+    return x0, y0, x1, y1
