@@ -136,9 +136,17 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def _keep_compiled_programs() -> None:
+    """Names a folder for them, unless the user did: a second start compiles nothing."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(cache, "abe_jax", "compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+
+
 def run() -> None:
     """Entry point of `abe-jax` and of `python -m abe_jax.main`."""
     host_memory.keep_freed_memory()
+    _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # configs import each other as `configs.NAME`
     app.run(_guarded_main, flags_parser=_parse_flags)
 

@@ -49,7 +49,7 @@ def map_over_devices(
       `(state, batch) -> outputs` on global arrays.
 
     Raises:
-      UserError: a mapping of another name.
+      UserError: a mapping of another name, or "pmap" with several processes.
     """
     donated = (0,) if donate_state else ()
     if mapping == "shard_map":
@@ -67,6 +67,10 @@ def map_over_devices(
     if mapping != "pmap":
         raise UserError(
             f"parallel.mapping is {mapping!r}; known are 'shard_map' and 'pmap'."
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            "parallel.mapping = 'pmap' is for one process; use 'shard_map' for several."
         )
     mapped = jax.pmap(
         program,
