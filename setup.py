@@ -58,6 +58,7 @@ setuptools.setup(
         "peers": [
             "onnx>=1.17,<2",
             "onnxruntime>=1.20,<2",
+            "psutil>=6,<8",  # memory, in benchmarks
             "pytorch-metric-learning>=2.8,<3",
             "safetensors>=0.4,<1",
             "scikit-learn>=1.5,<2",

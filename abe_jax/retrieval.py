@@ -20,7 +20,6 @@ sizes nor devices nor the precision of the device's products change a result:
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,13 @@ import numpy as np
 from jax import lax
 
 from abe_jax.retrieval_exact import Rows, Side, positive_similarities
+from abe_jax.retrieval_inputs import (
+    check_range,
+    labels_of,
+    number_labels,
+    pair_of,
+    whole,
+)
 from abe_jax.retrieval_stream import (
     Device,
     Plan,
@@ -103,15 +109,15 @@ def top_k(
     Raises:
       ValueError: shapes or k do not fit, or a value is not finite.
     """
-    left, right = _pair(Rows(queries, "queries"), gallery, "gallery")
-    _check_range(left, right)
+    left, right = pair_of(Rows(queries, "queries"), gallery, "gallery")
+    check_range(left, right)
     if exclude_self and left.number > right.number:
         raise ValueError(
             f"exclude_self takes query i for gallery row i, but there are "
             f"{left.number} queries and only {right.number} gallery rows."
         )
     limit = right.number - int(exclude_self)
-    k = _whole(k, "k")
+    k = whole(k, "k")
     if k > limit:
         raise ValueError(
             f"k is {k}, but each query has only {limit} gallery rows to find; "
@@ -268,7 +274,7 @@ def _evaluate(
 ) -> RetrievalResult:
     if isinstance(ks, str) or not np.iterable(ks) or not len(ks):
         raise ValueError(f"ks is {ks!r}; it must be a sequence such as (1, 2, 4, 8).")
-    ks = tuple(dict.fromkeys(_whole(k, "each of ks") for k in ks))
+    ks = tuple(dict.fromkeys(whole(k, "each of ks") for k in ks))
     if (gallery_embeddings is None) != (gallery_labels is None):
         raise ValueError(
             "gallery_embeddings and gallery_labels belong together; give both, or "
@@ -276,17 +282,17 @@ def _evaluate(
         )
     left = right = Rows(embeddings, "embeddings")
     own = gallery_embeddings is None
-    y = gy = _labels(labels, "labels", left.number)
+    y = gy = labels_of(labels, "labels", left.number)
     if not own:
-        left, right = _pair(left, gallery_embeddings, "gallery_embeddings")
-        gy = _labels(gallery_labels, "gallery_labels", right.number)
+        left, right = pair_of(left, gallery_embeddings, "gallery_embeddings")
+        gy = labels_of(gallery_labels, "gallery_labels", right.number)
         if (y.dtype.kind in "US") != (gy.dtype.kind in "US"):
             raise ValueError(
                 f"labels are of type {y.dtype} and gallery_labels of {gy.dtype}; both "
                 "must be integers, or both strings."
             )
-    _check_range(left, right)
-    y, gy = _number_labels(y, gy)
+    check_range(left, right)
+    y, gy = number_labels(y, gy)
     sizes = np.bincount(gy, minlength=int(y.max()) + 1)
     wanted = sizes[y] - int(own)
     order = np.argsort(y, kind="stable")
@@ -366,58 +372,3 @@ def _portions(
         cuts.append((start, stop))
         start = stop
     return cuts
-
-
-def _number_labels(y: np.ndarray, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as numbers from 0: those of small classes first, alike sizes together."""
-    _, both = np.unique(np.concatenate([y, gy]), return_inverse=True)
-    a, b = both[: len(y)], both[len(y) :]
-    number = int(both.max()) + 1
-    order = np.lexsort(
-        (np.bincount(a, minlength=number), np.bincount(b, minlength=number))
-    )
-    rank = np.empty(number, np.int32)
-    rank[order] = np.arange(number, dtype=np.int32)
-    return rank[a], rank[b]
-
-
-def _labels(values: Any, name: str, number: int) -> np.ndarray:
-    array = np.asarray(values)
-    if array.shape != (number,):
-        raise ValueError(
-            f"{name} has shape {array.shape}; it must be ({number},), one label for "
-            "each embedding."
-        )
-    if array.dtype.kind not in "iubUS":
-        raise ValueError(
-            f"{name} is of type {array.dtype}; labels must be integers or strings."
-        )
-    return array
-
-
-def _pair(left: Rows, values: Any, name: str) -> tuple[Rows, Rows]:
-    right = Rows(values, name)
-    if left.dim != right.dim:
-        raise ValueError(
-            f"{left.name} has {left.dim} columns but {name} has {right.dim}; both "
-            "must come from the same model."
-        )
-    return left, right
-
-
-def _check_range(left: Rows, right: Rows) -> None:
-    if float(left.norms.max()) * float(right.norms.max()) > 1e38:
-        raise ValueError(
-            "inner products overflow float32: the longest rows have length "
-            f"{left.norms.max():.1e} and {right.norms.max():.1e}; scale them down."
-        )
-
-
-def _whole(value: Any, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
-    return number

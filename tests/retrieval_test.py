@@ -419,3 +419,21 @@ def test_code_in_the_documentation_runs():
     names = {}
     for block in blocks:
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_parts_of_the_queries_add_up():
+    rng = np.random.default_rng(0)
+    e, y = rng.normal(size=(50, 8)), rng.integers(0, 12, 50)
+    y[:5] = 100 + np.arange(5)  # a part with lone queries only
+    whole = retrieval.evaluate_retrieval(e, y, KS)
+    parts = [
+        retrieval.evaluate_retrieval(e, y, KS, query_range=(start, stop))
+        for start, stop in ((0, 5), (5, 6), (6, 31), (31, 50))
+    ]
+    assert parts[0].num_queries == 0 and parts[0].num_lone_queries == 5
+    assert {k: sum(p.hits[k] for p in parts) for k in KS} == whole.hits
+    assert sum(p.num_queries for p in parts) == whole.num_queries
+    total = sum(p.map_at_r * p.num_queries for p in parts)
+    np.testing.assert_allclose(total / whole.num_queries, whole.map_at_r, rtol=1e-12)
+    with pytest.raises(ValueError, match="must lie within"):
+        retrieval.evaluate_retrieval(e, y, KS, query_range=(0, 51))
