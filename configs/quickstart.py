@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             },
             "augment": {"crop_area": (0.9, 1.0), "brightness": 0.1, "contrast": 0.2},
             "train": {
-                "steps": 1000,
+                "steps": 1200,
                 "optimizer": "adamw",
                 "learning_rate": 2e-3,
                 "weight_decay": 0.02,
