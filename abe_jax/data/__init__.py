@@ -61,7 +61,7 @@ def create(config) -> Splits:
 
     The benchmarks have their official zero-shot split. Of a folder the first half of
     the sorted classes trains and the second half tests, unless it has `train/` and
-    `test/` parts; of the birds three quarters train. With `validation_fraction` above
+    `test/` parts; of the birds four fifths train. With `validation_fraction` above
     0 that share of the training classes, the last in order, is held out and takes the
     place of the test classes, which are then not looked at.
 

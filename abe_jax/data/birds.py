@@ -28,7 +28,7 @@ class Birds:
       class_names: unique slugs such as
         ``"007.capped-head.hook-beak.spotted-breast.plain-wing.forked-tail"``; their
         alphabetical order is the order of the classes.
-      roles: [N], "train" for the first three quarters of the classes, then "test".
+      roles: [N], "train" for the first four fifths of the classes, then "test".
       attributes: int64 [num_classes, num_parts], values 0..4 that index `PARTS`.
     """
 
@@ -78,7 +78,7 @@ class Birds:
         self.labels = np.repeat(
             np.arange(num_classes, dtype=np.int32), images_per_class
         )
-        first_test_class = num_classes * 3 // 4
+        first_test_class = num_classes * 4 // 5
         self.roles = tuple(
             "train" if label < first_test_class else "test" for label in self.labels
         )
