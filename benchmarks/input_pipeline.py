@@ -100,7 +100,7 @@ class TorchDataset:
 
 def torch_loader(subset: data.Subset, steps: int, workers: int) -> Iterator:
     """Batches of PyTorch's DataLoader, shuffled."""
-    from torch.utils.data import DataLoader, RandomSampler
+    from torch.utils.data import DataLoader, RandomSampler  # pyright: ignore[reportMissingImports]
 
     dataset = TorchDataset(subset)
     sampler = RandomSampler(dataset, replacement=True, num_samples=steps * BATCH_SIZE)

@@ -45,6 +45,7 @@ def traces(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_every_function_is_traced_once(tmp_path, traces):
     """In 50 steps and three evaluations, the untrained model's included."""
     metrics = train.train_and_evaluate(small_config(), str(tmp_path))
