@@ -4,9 +4,9 @@
 
 128 species train, 32 others test; every image is drawn by `abe_jax/data/birds.py`. The
 ensemble reaches Recall@1 0.829, its mean learner 0.821, untrained 0.064; runs that
-differ in rounding only differ by about 0.02. All settings are ours, for a short run; the
-drawing and they were tuned by looking at such runs, so the figure shows that training
-works and compares with nothing.
+differ in rounding only differ by about 0.02. All settings are ours, for a short run;
+the drawing and they were tuned by looking at such runs, so the figure shows that
+training works and compares with nothing.
 """
 
 from ml_collections import ConfigDict
