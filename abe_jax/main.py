@@ -13,7 +13,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from abe_jax import host_memory
+from abe_jax import command_line, host_memory
 from abe_jax.errors import UserError
 
 _MODES = {
@@ -46,8 +46,7 @@ _FLAGS = (_CONFIG, _WORKDIR, _MODE, _STEP, _DISTRIBUTED, _ADDRESS, _COUNT, _INDE
 
 
 def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
+    command_line.refuse_arguments(argv)
     for name in (_CONFIG.name, _WORKDIR.name):
         if not flags.FLAGS[name].present:
             raise UserError(f"--{name} is missing; --help tells more.")
@@ -68,7 +67,7 @@ def _main(argv: Sequence[str]) -> None:
         else:
             evaluate.evaluate_checkpoint(config, workdir, _STEP.value)
     except train.Interrupted as interrupted:
-        _tell(interrupted)
+        command_line.tell(interrupted)
         sys.exit(128 + interrupted.signal_number)
 
 
@@ -97,33 +96,13 @@ def _guarded_main(argv: Sequence[str]) -> None:
 
 
 def _fail(error: UserError, status: int) -> NoReturn:
-    _tell(error)
+    command_line.tell(error)
     if _several_processes():
         # Python's own way out would wait for the others, who wait for this one.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _tell(error: BaseException) -> None:
-    # A KeyError's own text is the repr of its message.
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    print(f"abe_jax: {' '.join(text.split())}", file=sys.stderr)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if {"-h", "-help", "--help"} & set(argv):
-        print(_help())
-        sys.exit(0)
-    try:
-        return flags.FLAGS(argv)
-    # ml_collections reports a bad config file or field in as many ways.
-    except (flags.Error, AttributeError, ImportError, KeyError, OSError) as error:
-        _tell(error)
-    except (SyntaxError, TypeError, ValueError) as error:
-        _tell(error)
-    sys.exit(1)
 
 
 def _help() -> str:
@@ -148,7 +127,10 @@ def run() -> None:
     host_memory.keep_freed_memory()
     _keep_compiled_programs()
     sys.path.insert(0, os.getcwd())  # configs import each other as `configs.NAME`
-    app.run(_guarded_main, flags_parser=_parse_flags)
+    app.run(
+        _guarded_main,
+        flags_parser=lambda argv: command_line.parse_flags(argv, _help),
+    )
 
 
 if __name__ == "__main__":

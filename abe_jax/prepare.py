@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import tqdm
 from absl import app, flags
 
+from abe_jax import command_line
 from abe_jax.data import benchmarks, prepared
 from abe_jax.data.benchmarks.listing import Expected
 from abe_jax.data.encoding import Storing
@@ -236,8 +237,7 @@ def _disk_text(error: OSError, folder: pathlib.Path) -> str:
 
 
 def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
+    command_line.refuse_arguments(argv)
     for flag in (_DATASET, _SOURCE, _DATA_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing; --help tells more.")
@@ -258,26 +258,11 @@ def _guarded_main(argv: Sequence[str]) -> None:
     try:
         _main(argv)
     except UserError as error:
-        _tell(error)
+        command_line.tell(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        _tell("interrupted; nothing was kept. Run the same command again.")
+        command_line.tell("interrupted; nothing was kept. Run the same command again.")
         sys.exit(130)
-
-
-def _tell(message: object) -> None:
-    print(f"abe_jax: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    if {"-h", "-help", "--help"} & set(argv):
-        print(_help())
-        sys.exit(0)
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _tell(error)
-    sys.exit(1)
 
 
 def _help() -> str:
@@ -289,7 +274,10 @@ def _help() -> str:
 
 def run() -> None:
     """Entry point of `abe-jax-prepare` and of `python -m abe_jax.prepare`."""
-    app.run(_guarded_main, flags_parser=_parse_flags)
+    app.run(
+        _guarded_main,
+        flags_parser=lambda argv: command_line.parse_flags(argv, _help),
+    )
 
 
 if __name__ == "__main__":

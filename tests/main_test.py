@@ -153,7 +153,10 @@ BAD = {
     "no workdir": (["--config=configs/quickstart.py"], "--workdir is missing"),
     "no config": (["--workdir=W"], "--config is missing"),
     "no such config": (["--config=configs/no.py", "--workdir=W"], "configs/no.py"),
-    "unknown field": ([*SMALL, "--config.train.stepz=3", "--workdir=W"], "stepz"),
+    "unknown field": (
+        [*SMALL, "--config.train.stepz=3", "--workdir=W"],
+        "the config has no field 'stepz'. Did you mean \"steps\"",
+    ),
     "wrong type": ([*SMALL, "--config.train.steps=many", "--workdir=W"], "many"),
     "unknown flag": ([*SMALL, "--wrokdir=W"], "wrokdir"),
     "unknown mode": ([*SMALL, "--workdir=W", "--mode=trian"], "trian"),

@@ -1,0 +1,64 @@
+"""What both programs do with their command line and with the user's errors."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from abe_jax.errors import UserError
+
+# ml_collections reports a bad config file or field in as many ways.
+_BAD_FLAGS = (
+    flags.Error,
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def parse_flags(argv: Sequence[str], help_text: Callable[[], str]) -> list[str]:
+    """Parses all flags; stands in for absl's own, whose help and errors are long.
+
+    Args:
+      argv: program name and arguments.
+      help_text: makes what --help prints.
+
+    Returns:
+      what is left of `argv`: the program name and anything that is no flag.
+
+    Raises:
+      SystemExit: status 0 after --help, 1 after one line on a flag that is wrong.
+    """
+    if {"-h", "-help", "--help"} & set(argv):
+        print(help_text())
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except _BAD_FLAGS as error:
+        tell(_message(error))
+    sys.exit(1)
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises UserError where anything but flags was given."""
+    if len(argv) > 1:
+        raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
+
+
+def tell(error: object) -> None:
+    """Prints an error, or its message, as one line."""
+    print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _message(error: Exception) -> object:
+    """The text; of an unknown field ml_collections tells only the name, wrapped."""
+    inner: object = error
+    while isinstance(inner, AttributeError | KeyError) and inner.args:
+        inner = inner.args[0]
+    found = re.fullmatch(r"['\"]*(\w+)['\"]*(?:\n(.*))?", str(inner))
+    return f"the config has no field {found[1]!r}. {found[2] or ''}" if found else inner
