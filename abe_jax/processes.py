@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from abe_jax import parallel
 from abe_jax.errors import UserError
 
 # A process that says nothing for this long is taken for dead.
@@ -107,7 +108,6 @@ class Vote:
         if jax.process_count() == 1:
             return raised
         pending = self._pending
-        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names[0]))
         own = np.full(len(self._mesh.local_devices), raised)
-        self._pending = self._any(jax.make_array_from_process_local_data(sharding, own))
+        self._pending = self._any(parallel.split_rows(own, self._mesh))
         return pending is not None and bool(pending)

@@ -67,8 +67,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     """
     folder = pathlib.Path(workdir)
     mesh = parallel.make_mesh()
-    chunks = config.train.get("chunks", 1)
-    parallel.require_divisible(config.train.batch_size, mesh, chunks)
+    parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
     splits = data.create(config.data)
     sampler = samplers.create(
         splits.train.labels,

@@ -81,7 +81,7 @@ def make_train_step(
     """
     graphdef = split_model(_view(model, use_running_average=False))[0]
     weight = config.loss.divergence_weight
-    chunks = config.train.get("chunks", 1)
+    chunks = config.train.chunks
     if chunks > 1 and _learns_statistics(model):
         raise UserError(
             f"train.chunks = {chunks}: batch norm needs the statistics of the whole "
@@ -92,7 +92,6 @@ def make_train_step(
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         labels = batch["label"]
         rows = labels.shape[0]
-        positions = jax.lax.axis_index(DATA_AXIS) * rows
         first = jax.lax.axis_index(DATA_AXIS) * rows
         positions = first + jnp.arange(rows, dtype=jnp.int32)
         keys = augment.image_keys(config.seed, state.step, positions)

@@ -25,8 +25,8 @@ SMALL = [
 ]
 
 
-def start(*arguments, **options):
-    command = [sys.executable, "-m", "abe_jax.main", *arguments]
+def start(*arguments, module="abe_jax.main", **options):
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -37,8 +37,8 @@ def start(*arguments, **options):
     )
 
 
-def run(*arguments):
-    process = start(*arguments)
+def run(*arguments, **options):
+    process = start(*arguments, **options)
     output, errors = process.communicate(timeout=500)
     return process.returncode, output, errors
 

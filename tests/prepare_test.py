@@ -6,10 +6,10 @@ import io
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 
+import command_line
 import fake_benchmarks as fake
 import numpy as np
 import pytest
@@ -20,8 +20,6 @@ from abe_jax.data import benchmarks, prepared
 from abe_jax.data.encoding import Storing
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def prepare_small(dataset, source, data_dir, **options):
@@ -262,20 +260,8 @@ def test_bad_arguments(arguments, message, tmp_path):
     assert not (tmp_path / "data").exists() or left_behind(tmp_path / "data") == []
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "abe_jax.prepare", *arguments],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def run(*arguments):
-    process = start(*arguments)
-    output, errors = process.communicate(timeout=300)
-    return process.returncode, output, errors
+start = partial(command_line.start, module="abe_jax.prepare")
+run = partial(command_line.run, module="abe_jax.prepare")
 
 
 def test_help_is_short_and_its_own():

@@ -53,13 +53,14 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
     """
     path = config.get("pretrained")
     frozen = config.get("freeze_batch_norm", False)
-    _check(config, path, frozen)
+    dtype = config.get("dtype", "float32")
+    _check(config, path, frozen, dtype)
     arguments = {
         "embedding_dim": config.embedding_dim,
         "trunk": config.trunk,
         "width": config.width,
         "freeze_batch_norm": frozen,
-        "dtype": _DTYPES[config.get("dtype", "float32")],
+        "dtype": _DTYPES[dtype],
     }
     if config.name != "one_head":
         arguments["num_learners"] = config.num_learners
@@ -84,16 +85,16 @@ def is_new_layer(path: tuple[str, ...]) -> bool:
     return not _NEW_LAYERS.isdisjoint(path)
 
 
-def _check(config, path: str | None, frozen: bool) -> None:
+def _check(config, path: str | None, frozen: bool, dtype: str) -> None:
     if config.name not in _MODELS:
         known = ", ".join(map(repr, _MODELS))
         raise UserError(f"model.name is {config.name!r}; known are {known}.")
     if config.trunk not in VARIANTS:
         known = ", ".join(map(repr, VARIANTS))
         raise UserError(f"model.trunk is {config.trunk!r}; known are {known}.")
-    if config.get("dtype", "float32") not in _DTYPES:
+    if dtype not in _DTYPES:
         known = ", ".join(map(repr, _DTYPES))
-        raise UserError(f"model.dtype is {config.dtype!r}; known are {known}.")
+        raise UserError(f"model.dtype is {dtype!r}; known are {known}.")
     learners = 1 if config.name == "one_head" else config.num_learners
     dim = config.embedding_dim
     if learners < 1 or dim < 1 or dim % learners:

@@ -31,6 +31,7 @@ from abe_jax.data.benchmarks.listing import (
     check_ids,
     make_listing,
     parent,
+    role_of,
 )
 from abe_jax.errors import UserError
 
@@ -231,10 +232,9 @@ def _parquet(tree: Tree, expected: Expected) -> Listing:
 def _finish(
     records: list[Record], names: dict[str, str], layout: str, expected: Expected
 ) -> Listing:
-    total = sum(classes for classes, _ in expected.values())
-    check_ids({int(r.class_id) for r in records}, total, "the annotations")
+    check_ids({int(r.class_id) for r in records}, expected, "the annotations")
     records = [
-        Record(r.path, r.name, r.class_id, _role(int(r.class_id), expected), r.box)
+        Record(r.path, r.name, r.class_id, role_of(int(r.class_id), expected), r.box)
         for r in records
     ]
     cause = (
@@ -264,10 +264,6 @@ def _box_fields(rows: Any) -> list[str]:
         if f"{prefix}x1" in rows.dtype.names:
             return [prefix + corner for corner in corners]
     return []
-
-
-def _role(class_id: int, expected: Expected) -> str:
-    return "train" if class_id <= expected["train"][0] else "test"
 
 
 def _plain(name: str) -> str:
@@ -313,15 +309,13 @@ def _mat(tree: Tree, name: str, variable: str = "annotations") -> Any:
         content = io.loadmat(tree.files[found[0]], squeeze_me=True)[variable]
         # squeeze_me makes a scalar of a struct array of one row.
         rows = content.reshape(-1)
-        if variable == "annotations" and "class" not in (rows.dtype.names or ()):
-            raise UserError(
-                f"{name} has no field 'class'; the labels are in the file of the "
-                "same name 'withlabels' or in cars_annos.mat."
-            )
     except (KeyError, NotImplementedError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{found[0]} is not the MATLAB file that Cars-196 has: {error}."
         ) from error
+    if variable == "annotations" and "class" not in (rows.dtype.names or ()):
+        raise UserError(
+            f"{name} has no field 'class'; the labels are in the file of the "
+            "same name 'withlabels' or in cars_annos.mat."
+        )
     return rows

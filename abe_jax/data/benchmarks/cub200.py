@@ -23,7 +23,7 @@ from abe_jax.data.benchmarks.listing import (
     check_files,
     check_ids,
     make_listing,
-    parent,
+    role_of,
 )
 from abe_jax.errors import UserError
 
@@ -43,11 +43,7 @@ def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
     Raises:
       UserError: no known layout, or not the official data.
     """
-    bases = [
-        parent(p)
-        for p in tree.find("images.txt")
-        if parent(p) + "image_class_labels.txt" in tree.files
-    ]
+    bases = tree.folders_with("images.txt", "image_class_labels.txt")
     if len(bases) > 1:
         raise UserError(
             f"{tree.root} holds CUB-200-2011 {len(bases)} times, in {bases[0]!r} and "
@@ -62,8 +58,7 @@ def _official(tree: Tree, base: str, expected: Expected) -> Listing:
     names = dict(tree.rows(base + "images.txt", 2))
     labels = dict(tree.rows(base + "image_class_labels.txt", 2))
     ids = {key: as_id(label, "image_class_labels.txt") for key, label in labels.items()}
-    total = sum(classes for classes, _ in expected.values())
-    check_ids(ids.values(), total, "image_class_labels.txt")
+    check_ids(ids.values(), expected, "image_class_labels.txt")
     if names.keys() != labels.keys():
         raise UserError(
             f"images.txt lists {len(names):,} images and image_class_labels.txt "
@@ -86,7 +81,7 @@ def _official(tree: Tree, base: str, expected: Expected) -> Listing:
             path=tree.files[folder + name],
             name="images/" + name,
             class_id=str(ids[key]),
-            role=_role(ids[key], expected),
+            role=role_of(ids[key], expected),
             box=boxes.get(key),
         )
         for key, name in names.items()
@@ -145,10 +140,9 @@ def _images_only(tree: Tree, expected: Expected) -> Listing:
             "image_class_labels.txt nor class folders such as "
             "001.Black_footed_Albatross."
         )
-    total = sum(classes for classes, _ in expected.values())
-    check_ids({number for _, number in found.values()}, total, "the folder names")
+    check_ids({number for _, number in found.values()}, expected, "the folder names")
     records = [
-        Record(tree.files[path], name, str(number), _role(number, expected))
+        Record(tree.files[path], name, str(number), role_of(number, expected))
         for name, (path, number) in found.items()
     ]
     cause = "this is CUB-200 of 2010, not CUB-200-2011, or files are missing"
@@ -162,7 +156,3 @@ def _images_only(tree: Tree, expected: Expected) -> Listing:
     if halves:
         layout += ", train/ and test/ of the classification split merged"
     return make_listing(layout, records, class_names)
-
-
-def _role(class_id: int, expected: Expected) -> str:
-    return "train" if class_id <= expected["train"][0] else "test"

@@ -96,6 +96,11 @@ class Tree:
         """Relative paths of all files of a name."""
         return sorted(p for p in self.files if p.rpartition("/")[2] == name)
 
+    def folders_with(self, name: str, other: str) -> list[str]:
+        """Folders that hold files of both names, as of `parent`."""
+        folders = map(parent, self.find(name))
+        return [folder for folder in folders if folder + other in self.files]
+
     def images(self, prefix: str = "") -> list[str]:
         """Relative paths of all images below a folder, "" or one that ends in "/"."""
         return sorted(
@@ -181,12 +186,19 @@ def as_id(text: str, what: str) -> int:
         raise UserError(f"{what}: {text!r} is no whole number.") from error
 
 
-def check_ids(ids: Collection[int], count: int, where: str) -> None:
-    """Refuses class ids that are shifted against the official 1 to `count`.
+def role_of(class_id: int, expected: Expected) -> str:
+    """Role of a class where the first of the official ids train and the rest test."""
+    return "train" if class_id <= expected["train"][0] else "test"
+
+
+def check_ids(ids: Collection[int], expected: Expected, where: str) -> None:
+    """Refuses class ids that are shifted against the official ones, 1 and up.
 
     Raises:
-      UserError: the ids start elsewhere than at 1, or go beyond `count`.
+      UserError: the ids start elsewhere than at 1, or go beyond the number of classes
+        of all roles.
     """
+    count = sum(classes for classes, _ in expected.values())
     low, high = min(ids), max(ids)
     if low == 1 and high <= count:
         return

@@ -16,7 +16,6 @@ from abe_jax.data.benchmarks.listing import (
     check_files,
     check_ids,
     make_listing,
-    parent,
 )
 from abe_jax.errors import UserError
 
@@ -33,11 +32,7 @@ def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
     Raises:
       UserError: no known layout, or not the official data.
     """
-    bases = [
-        parent(p)
-        for p in tree.find("Ebay_train.txt")
-        if parent(p) + "Ebay_test.txt" in tree.files
-    ]
+    bases = tree.folders_with("Ebay_train.txt", "Ebay_test.txt")
     if len(bases) != 1:
         found = f"it {len(bases)} times" if bases else "none"
         raise UserError(
@@ -54,9 +49,8 @@ def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
             path = tree.files.get(base + name, "")
             records.append(Record(path, name, str(number), role))
     check_disjoint("SOP", records, "Ebay_test.txt")
-    total = sum(classes for classes, _ in expected.values())
     check_ids(
-        {int(r.class_id) for r in records}, total, "Ebay_train.txt and Ebay_test.txt"
+        {int(r.class_id) for r in records}, expected, "Ebay_train.txt and Ebay_test.txt"
     )
     first_test = expected["train"][0] + 1
     for record in records:
