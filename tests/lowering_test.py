@@ -22,18 +22,29 @@ def _random(*shape):
     return jax.random.normal(jax.random.key(len(shape)), shape)
 
 
-# Pointwise, patches at small maps (also taller than wide), and the native fall-through.
+# Pointwise; a dense layer, also where outputs are more than inputs; patches, of one
+# part and several (also taller than wide); patches in the gradient only.
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "pad"),
     [
         ((5, 7), 1, 1, 0),
+        ((5, 7), 1, 1, 1),
         ((2, 3), 5, 1, 2),
+        ((4, 4), 5, 1, 3),
+        ((3, 3), 3, 1, 0),
         ((5, 5), 3, 1, 1),
+        ((7, 6), 3, 1, 0),
         ((9, 7), 7, 2, 3),
+        ((8, 6), 1, 2, 0),
     ],
 )
-def test_convolution_equals_the_native_one(size, kernel, stride, pad):
-    maps = _random(2, *size, 3)
+@pytest.mark.parametrize("images_at_once", [1, 2, 6])
+def test_convolution_equals_the_native_one(
+    size, kernel, stride, pad, images_at_once, monkeypatch
+):
+    values = images_at_once * size[0] * size[1] * 3 * kernel**2
+    monkeypatch.setattr(lowering, "_PATCH_VALUES", values)
+    maps = _random(6, *size, 3)
     weights = _random(kernel, kernel, 3, 5)
     pads = ((pad, pad), (pad, pad))
 
@@ -85,14 +96,33 @@ def test_pooling_equals_a_loop(size, window, stride):
             np.testing.assert_array_equal(pooled[:, i, j], part.max(axis=(1, 2)))
 
 
-def test_gradient_of_pooling_goes_to_the_maximum():
-    maps = _random(1, 5, 5, 1)
-    gradient = jax.grad(lambda x: lowering.max_pool(x, 3, 2).sum())(maps)
-    expected = np.zeros((5, 5))
-    plain = np.asarray(maps)[0, :, :, 0]
-    for i in (0, 2):
-        for j in (0, 2):
-            part = plain[i : i + 3, j : j + 3]
-            row, column = np.unravel_index(part.argmax(), part.shape)
-            expected[i + row, j + column] += 1
-    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+@pytest.mark.parametrize("size", [(5, 6), (8, 8)])
+@pytest.mark.parametrize(("window", "stride", "pad"), [(3, 1, 1), (3, 2, 0), (2, 2, 0)])
+@pytest.mark.parametrize("images_at_once", [1, 2])
+def test_gradient_of_pooling_goes_to_the_first_maximum(
+    size, window, stride, pad, images_at_once, monkeypatch
+):
+    values = images_at_once * size[0] * size[1] * 3
+    monkeypatch.setattr(lowering, "_PATCH_VALUES", values)
+    # Few values, so that most windows hold equal maxima.
+    maps = jax.random.randint(jax.random.key(0), (4, *size, 3), 0, 4).astype(float)
+    ceil = (
+        [lowering.ceil_pads(s, window, stride)[1] for s in size] if not pad else [1] * 2
+    )
+    pads = ((pad, ceil[0]), (pad, ceil[1]))
+
+    def slopes(maps):
+        y = lowering.max_pool(maps, window, stride, pads)
+        weights = jnp.arange(1.0, 1.0 + y.size).reshape(y.shape)
+        return jnp.sum(y * weights), weights
+
+    gradient, weights = jax.jit(jax.grad(slopes, has_aux=True))(maps)
+    expected = np.zeros(maps.shape)
+    for b, i, j, c in np.ndindex(*weights.shape):
+        top, left = i * stride - pad, j * stride - pad
+        rows = range(max(top, 0), min(top + window, size[0]))
+        columns = range(max(left, 0), min(left + window, size[1]))
+        places = [(row, column) for row in rows for column in columns]
+        first = max(places, key=lambda place: maps[b, *place, c])
+        expected[b, *first, c] += weights[b, i, j, c]
+    np.testing.assert_array_equal(gradient, expected)

@@ -9,10 +9,12 @@ BVLC's Caffe model and torchvision's `googlenet` for the details in which they d
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -163,10 +165,34 @@ class ConvUnit(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(x)
+        return self.activate(self.conv(x))
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """What follows the convolution."""
         if self.norm is not None:
             x = self.norm(x)
         return nnx.relu(x)
+
+
+def _pointwise_together(units: Sequence[ConvUnit], x: jax.Array) -> list[jax.Array]:
+    """Units with 1 x 1 kernels on the same maps: one matrix product, one gradient."""
+    convs = [unit.conv for unit in units]
+    kernel = jnp.concatenate([conv.kernel[...] for conv in convs], axis=3)
+    dtype = convs[0].dtype or jnp.promote_types(x.dtype, kernel.dtype)
+    y = lowering.conv_general_dilated(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        (1, 1),
+        ((0, 0), (0, 0)),
+        dimension_numbers=lowering.LAYOUT,
+    )
+    biases = [conv.bias[...] for conv in convs if conv.bias is not None]
+    if biases:
+        bias = jnp.concatenate(biases).astype(dtype)
+        y += bias.reshape(1, 1, 1, -1)
+    ends = np.cumsum([conv.out_features for conv in convs])[:-1]
+    parts = jnp.split(y, ends, axis=3)
+    return [unit.activate(part) for unit, part in zip(units, parts, strict=True)]
 
 
 class Inception(nnx.Module):
@@ -194,12 +220,9 @@ class Inception(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         pooled = lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))
-        branches = (
-            self.one(x),
-            self.three(self.three_reduce(x)),
-            self.five(self.five_reduce(x)),
-            self.pool(pooled),
-        )
+        reading_x = (self.one, self.three_reduce, self.five_reduce)
+        one, three, five = _pointwise_together(reading_x, x)
+        branches = one, self.three(three), self.five(five), self.pool(pooled)
         return jnp.concatenate(branches, axis=-1)
 
 
@@ -297,13 +320,10 @@ def local_response_norm(
     The sum is centred on each channel of `[..., C]`; BVLC's GoogLeNet uses the
     defaults (Krizhevsky et al., 2012, section 3.3).
     """
-    reach = size // 2
-    channels = x.shape[-1]
-    pads = [(0, 0)] * (x.ndim - 1) + [(reach, reach)]
     wide = at_least_float32(x)
-    squares = jnp.pad(jnp.square(wide), pads)
-    total = sum(squares[..., i : i + channels] for i in range(size))
-    return (wide / (1.0 + alpha / size * total) ** beta).astype(x.dtype)
+    total = lowering.sum_of_neighbours(jnp.square(wide), size)
+    # The power by a logarithm, which XLA turns into vector code on the CPU.
+    return (wide * jnp.exp(-beta * jnp.log1p(alpha / size * total))).astype(x.dtype)
 
 
 def _halve(maps: jax.Array, window: int = 3) -> jax.Array:

@@ -1,20 +1,28 @@
 """Convolution and pooling, lowered to what each platform runs fastest.
 
-XLA's CPU backend is slow at three things that GoogLeNet is made of: 1 x 1
-convolutions, convolutions of small maps, and the gradient of `reduce_window`. Here
-they become matrix products and element-wise maxima on the CPU; every other platform
-gets the native operation. Values and gradients are those of the plain operations.
+XLA's CPU backend is slow at what GoogLeNet is made of: 1 x 1 convolutions, convolutions
+of small maps, the weights' gradient of all others, and the gradient of `reduce_window`.
+On the CPU these become matrix products, of patches that stay in the cache, and
+element-wise maxima; every other platform gets the native operation. Values and
+gradients are those of the plain operations.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-# Measured: below this many positions per map, patches times matrix beats XLA's CPU
-# convolution; above it, gathering the patches costs more than it saves.
-_SMALL_MAP = 16
+from abe_jax.precision import at_least_float32
+
+# Measured, of 1 to 16: patches of this many values are made at once and multiplied
+# before they leave the cache.
+_PATCH_VALUES = 2**20
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -45,17 +53,16 @@ def conv_general_dilated(
             x, kernel, window_strides, padding, **options
         )
 
-    if not _is_plain(window_strides, padding, options):
+    if not _is_plain(padding, options):
         return native(lhs, rhs)
-    if rhs.shape[:2] == (1, 1):
-        return jax.lax.platform_dependent(lhs, rhs, cpu=_pointwise, default=native)
-    if lhs.shape[1] * lhs.shape[2] <= _SMALL_MAP:
-
-        def patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            return _patches_times_matrix(x, kernel, padding)
-
-        return jax.lax.platform_dependent(lhs, rhs, cpu=patches, default=native)
-    return native(lhs, rhs)
+    strides = (window_strides[0], window_strides[1])
+    outputs = jax.eval_shape(native, lhs, rhs).shape[1:3]
+    on_cpu = partial(_by_patches, strides, padding)
+    if rhs.shape[:2] == strides == (1, 1) and not any(sum(padding, ())):
+        on_cpu = _pointwise
+    elif strides == (1, 1) and math.prod(lhs.shape[1:3]) <= math.prod(rhs.shape[:2]):
+        on_cpu = partial(_as_dense_layer, padding, outputs)
+    return jax.lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)
 
 
 def max_pool(
@@ -63,8 +70,7 @@ def max_pool(
 ) -> jax.Array:
     """Maximum over square windows; padding never wins.
 
-    On the CPU equal maxima of a window share its gradient; the native operation gives
-    it all to the first. Behind a ReLU equal maxima are zeros, which pass no gradient.
+    Of equal maxima the first in reading order takes the gradient, on every platform.
 
     Args:
       maps: `[B, H, W, C]`, floating point.
@@ -86,22 +92,33 @@ def max_pool(
             ((0, 0), *pads, (0, 0)),
         )
 
-    def shifted(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-        for axis in (1, 2):
-            count = (x.shape[axis] - window) // stride + 1
-            slices = [
-                jax.lax.slice_in_dim(
-                    x, start, start + (count - 1) * stride + 1, stride, axis
-                )
-                for start in range(window)
-            ]
-            x = slices[0]
-            for other in slices[1:]:
-                x = jnp.maximum(x, other)
-        return x
+    on_cpu = partial(_pool_by_axis, window, stride, pads)
+    return jax.lax.platform_dependent(maps, cpu=on_cpu, default=native)
 
-    return jax.lax.platform_dependent(maps, cpu=shifted, default=native)
+
+def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
+    """Sums of `size` neighbouring channels, an odd number, centred on each channel.
+
+    Args:
+      x: `[..., C]`, floating point; channels beyond the ends count as zero.
+      size: odd number of channels.
+
+    Returns:
+      `[..., C]`.
+    """
+    reach, channels = size // 2, x.shape[-1]
+
+    def shifted(x: jax.Array) -> jax.Array:
+        wide = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
+        parts = (wide[..., i : i + channels] for i in range(1, size))
+        return sum(parts, wide[..., :channels])
+
+    def product(x: jax.Array) -> jax.Array:
+        places = np.arange(channels)
+        band = np.abs(places[:, None] - places[None, :]) <= reach
+        return jnp.tensordot(x, jnp.asarray(band, x.dtype), axes=1)
+
+    return jax.lax.platform_dependent(x, cpu=product, default=shifted)
 
 
 def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
@@ -110,12 +127,11 @@ def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
     return 0, max(0, (outputs - 1) * stride + window - size)
 
 
-def _is_plain(strides: Sequence[int], padding: Any, options: dict[str, Any]) -> bool:
+def _is_plain(padding: Any, options: dict[str, Any]) -> bool:
     dilations = (*(options.get("lhs_dilation") or ()),)
     dilations += (*(options.get("rhs_dilation") or ()),)
     return (
         not isinstance(padding, str)
-        and set(strides) == {1}
         and set(dilations) <= {1}
         and options.get("feature_group_count", 1) == 1
     )
@@ -125,17 +141,218 @@ def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.tensordot(x, kernel[0, 0], axes=1)
 
 
-def _patches_times_matrix(x: jax.Array, kernel: jax.Array, pads: Any) -> jax.Array:
+def _as_dense_layer(
+    pads: Pads, outputs: tuple[int, int], x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """One matrix from all positions to all positions, for maps as small as a kernel.
+
+    It takes fewer multiplications than patches do, which are padding for the most part,
+    and copies nothing but the kernel.
+    """
+    (top, _), (left, _) = pads
+    batch, height, width, channels = x.shape
+    features = kernel.shape[3]
+    room = ((height, height), (width, width), (0, 0), (0, 0))
+    wide = jnp.pad(kernel, room)
+
+    def from_all_inputs(i: int, j: int) -> jax.Array:
+        """Weights from each input to the output at (i, j)."""
+        row, column = height + top - i, width + left - j
+        return wide[row : row + height, column : column + width]
+
+    positions = [(i, j) for i in range(outputs[0]) for j in range(outputs[1])]
+    matrix = jnp.stack([from_all_inputs(i, j) for i, j in positions], axis=3)
+    matrix = matrix.reshape(height * width * channels, -1)
+    y = jnp.matmul(x.reshape(batch, -1), matrix)
+    return y.reshape(batch, *outputs, features)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_patches(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """Patches times matrix, some images at a time, in both directions."""
+    if strides != (1, 1):  # XLA's own is faster, in this direction
+        return _native(strides, pads, x, kernel)
+    matrix = kernel.reshape(-1, kernel.shape[3])
+
+    def some(part: jax.Array) -> jax.Array:
+        return jnp.tensordot(_patches(part, kernel.shape, strides, pads), matrix, 1)
+
+    parts = _parts(x, kernel.shape)
+    return _whole(jax.lax.map(some, parts))
+
+
+def _by_patches_forward(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _by_patches(strides, pads, x, kernel), (x, kernel)
+
+
+def _by_patches_backward(
+    strides: tuple[int, int],
+    pads: Pads,
+    saved: tuple[jax.Array, jax.Array],
+    slope: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
     height, width, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
-    patches = jnp.concatenate(
-        [
-            x[:, i : i + rows, j : j + columns]
-            for i in range(height)
-            for j in range(width)
-        ],
-        axis=-1,
+    matrix = kernel.reshape(-1, features)
+    parts = _parts(x, kernel.shape)
+    slopes = slope.reshape(*parts.shape[:2], *slope.shape[1:])
+
+    def add_part(
+        total: jax.Array, part: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        images, slope = part
+        rows, columns = slope.shape[1:3]
+        flat = slope.reshape(-1, features)
+        patches = _patches(images, kernel.shape, strides, pads)
+        patches = patches.reshape(-1, matrix.shape[0])
+        total += at_least_float32(jnp.matmul(patches.T, flat))
+        if strides != (1, 1):
+            return total, None
+        by_offset = jnp.matmul(flat, matrix.T)
+        by_offset = by_offset.reshape(-1, rows, columns, height, width, channels)
+        (top, bottom), (left, right) = pads
+        room = ((0, 0), (top, bottom), (left, right), (0, 0))
+        back = jnp.zeros_like(jnp.pad(images, room))
+        for i in range(height):
+            for j in range(width):
+                add = by_offset[:, :, :, i, j]
+                back = back.at[:, i : i + rows, j : j + columns].add(add)
+        return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    zeros = at_least_float32(jnp.zeros_like(matrix))
+    total, back = jax.lax.scan(add_part, zeros, (parts, slopes))
+    total = total.astype(kernel.dtype).reshape(kernel.shape)
+    if back is not None:
+        return _whole(back), total
+    _, pull_back = jax.vjp(lambda x: _native(strides, pads, x, kernel), x)
+    return *pull_back(slope), total
+
+
+_by_patches.defvjp(_by_patches_forward, _by_patches_backward)
+
+
+def _native(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=LAYOUT
     )
-    matrix = kernel.reshape(height * width * channels, features)
-    return jnp.tensordot(patches, matrix, axes=1)
+
+
+def _patches(
+    x: jax.Array, kernel: tuple[int, ...], strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Maps `[B, H, W, C]` to `[B, H', W', kh * kw * C]`."""
+    height, width = kernel[:2]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    down, right = strides
+    rows, columns = x.shape[1] - height, x.shape[2] - width
+    offsets = [(i, j) for i in range(height) for j in range(width)]
+    shifted = [
+        x[:, i : i + rows + 1 : down, j : j + columns + 1 : right] for i, j in offsets
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _parts(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+    """Splits `[B, ...]` to `[parts, images, ...]`, each part small enough."""
+    one = math.prod(x.shape[1:]) * math.prod(kernel[:2])
+    sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0]
+    images = max(n for n in sizes if n == 1 or n * one <= _PATCH_VALUES)
+    return x.reshape(-1, images, *x.shape[1:])
+
+
+def _whole(parts: jax.Array) -> jax.Array:
+    return parts.reshape(-1, *parts.shape[2:])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _pool_by_axis(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    """Maxima of columns, then of rows, some images at a time."""
+    pool = partial(_pool_axis, window=window, stride=stride)
+
+    def some(part: jax.Array) -> jax.Array:
+        return pool(pool(_surround(part, pads), axis=2), axis=1)
+
+    return _whole(jax.lax.map(some, _parts(x, (1, 1))))
+
+
+def _pool_forward(
+    window: int, stride: int, pads: Pads, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y: Any = _pool_by_axis(window, stride, pads, x)
+    return y, (x, y)
+
+
+def _pool_backward(
+    window: int,
+    stride: int,
+    pads: Pads,
+    saved: tuple[jax.Array, jax.Array],
+    slope: jax.Array,
+) -> tuple[jax.Array]:
+    x, y = saved
+    parts = _parts(x, (1, 1))
+    pool = {"window": window, "stride": stride}
+    (top, _), (left, _) = pads
+
+    def some(part: tuple[jax.Array, ...]) -> jax.Array:
+        images, maxima, slope = part
+        images = _surround(images, pads)
+        rows = _pool_axis(images, axis=2, **pool)
+        slope = _slope_of_pool(rows, maxima, slope, axis=1, **pool)
+        slope = _slope_of_pool(images, rows, slope, axis=2, **pool)
+        return slope[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    y, slope = (v.reshape(*parts.shape[:2], *v.shape[1:]) for v in (y, slope))
+    return (_whole(jax.lax.map(some, (parts, y, slope))),)
+
+
+_pool_by_axis.defvjp(_pool_forward, _pool_backward)
+
+
+def _surround(x: jax.Array, pads: Pads) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+
+
+def _shifted(
+    x: jax.Array, offset: int, count: int, stride: int, axis: int
+) -> jax.Array:
+    end = offset + (count - 1) * stride + 1
+    return jax.lax.slice_in_dim(x, offset, end, stride, axis)
+
+
+def _pool_axis(x: jax.Array, *, window: int, stride: int, axis: int) -> jax.Array:
+    count = (x.shape[axis] - window) // stride + 1
+    y = _shifted(x, 0, count, stride, axis)
+    for offset in range(1, window):
+        y = jnp.maximum(y, _shifted(x, offset, count, stride, axis))
+    return y
+
+
+def _slope_of_pool(
+    x: jax.Array, y: jax.Array, slope: jax.Array, *, window: int, stride: int, axis: int
+) -> jax.Array:
+    """Gives each maximum's slope to its first place along an axis."""
+    count = y.shape[axis]
+    # Places of one remainder by the stride lie side by side: adding is then in place.
+    shape = list(x.shape)
+    shape[axis] = -(-x.shape[axis] // stride)
+    phases = [jnp.zeros(shape, slope.dtype) for _ in range(stride)]
+    free = jnp.ones(y.shape, bool)
+    for offset in range(window):
+        hit = free & (_shifted(x, offset, count, stride, axis) == y)
+        free &= ~hit
+        start = offset // stride
+        place = (slice(None),) * axis + (slice(start, start + count),)
+        phase = phases[offset % stride]
+        phases[offset % stride] = phase.at[place].add(jnp.where(hit, slope, 0))
+    if stride == 1:
+        return phases[0]
+    together = jnp.stack(phases, axis=axis + 1)
+    shape[axis] *= stride
+    return jax.lax.slice_in_dim(together.reshape(shape), 0, x.shape[axis], axis=axis)
