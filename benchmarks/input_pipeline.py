@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import psutil
+import side_by_side
 import tqdm
 from absl import flags
 from PIL import Image
@@ -32,7 +33,6 @@ from PIL import Image
 from abe_jax import data
 from abe_jax.data import prepared, samplers
 from abe_jax.prepare import prepare
-from configs import default
 
 BATCH_SIZE = 64
 
@@ -55,7 +55,7 @@ def make_photographs(folder: pathlib.Path, number: int) -> None:
 
 def config_of(data_dir: pathlib.Path):
     """The `data` section for a prepared folder of images, read at 256 pixels."""
-    config = default.get_config()
+    config = side_by_side.default_config()
     fields = {"name": "image_folder", "path": str(data_dir), "load_size": 256}
     config.update({"data": fields})
     return config.data

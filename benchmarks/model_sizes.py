@@ -33,8 +33,10 @@ ROWS = (
 )
 
 
-def size(name: str, num_learners: int, embedding_dim: int) -> tuple[int, int]:
-    """Number of parameters, and of multiply-adds for one 224 x 224 image."""
+def size(
+    name: str, num_learners: int, embedding_dim: int, image_size: int = 224
+) -> tuple[int, int]:
+    """Number of parameters, and of multiply-adds for one image."""
     config = ConfigDict(
         {
             "name": name,
@@ -46,7 +48,7 @@ def size(name: str, num_learners: int, embedding_dim: int) -> tuple[int, int]:
     )
     model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     program = jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(
         state, image
     )

@@ -13,16 +13,14 @@ Read the ratios, not the seconds; a busy machine changes both.
 
 import argparse
 import importlib.util
-import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from side_by_side import measure
 
 from abe_jax import retrieval
 
@@ -190,28 +188,6 @@ METHODS: dict[str, tuple[str | None, Callable[[dict[str, Any]], Any]]] = {
     "scikit": ("sklearn", scikit),
     "pml": ("pytorch_metric_learning", pml),
 }
-
-
-def resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-def measure(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """(answer, seconds, peak resident MiB above the start)."""
-    before, peak, done = resident_mb(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], resident_mb())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    start = time.perf_counter()
-    answer = call()
-    seconds = time.perf_counter() - start
-    done.set()
-    thread.join()
-    return answer, seconds, peak[0] - before
 
 
 def agreement(name: str, answers: dict[str, Any], data: dict[str, Any]) -> str:
