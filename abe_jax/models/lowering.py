@@ -339,18 +339,19 @@ def _slope_of_pool(
 ) -> jax.Array:
     """Gives each maximum's slope to its first place along an axis."""
     count = y.shape[axis]
-    # Places of one remainder by the stride lie side by side: adding is then in place.
+    # Places of one remainder by the stride lie side by side. Padded and added: XLA
+    # takes three times as long to add to slices in place.
     shape = list(x.shape)
-    shape[axis] = -(-x.shape[axis] // stride)
-    phases = [jnp.zeros(shape, slope.dtype) for _ in range(stride)]
+    shape[axis] = length = -(-x.shape[axis] // stride)
+    phases = [jnp.zeros(shape, slope.dtype)] * stride
     free = jnp.ones(y.shape, bool)
     for offset in range(window):
         hit = free & (_shifted(x, offset, count, stride, axis) == y)
         free &= ~hit
-        start = offset // stride
-        place = (slice(None),) * axis + (slice(start, start + count),)
-        phase = phases[offset % stride]
-        phases[offset % stride] = phase.at[place].add(jnp.where(hit, slope, 0))
+        before = offset // stride
+        pads = [(0, 0)] * x.ndim
+        pads[axis] = (before, length - count - before)
+        phases[offset % stride] += jnp.pad(jnp.where(hit, slope, 0), pads)
     if stride == 1:
         return phases[0]
     together = jnp.stack(phases, axis=axis + 1)
