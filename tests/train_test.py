@@ -5,7 +5,7 @@ import collections
 import jax
 import pytest
 
-from abe_jax import train, train_step
+from abe_jax import checkpoint, evaluate, train, train_step
 from configs import quickstart
 
 
@@ -45,9 +45,38 @@ def traces(monkeypatch):
     return counts
 
 
+@pytest.fixture
+def guarded_steps(monkeypatch):
+    """The steps between two evaluations, with implicit transfers forbidden."""
+    steps = []
+
+    def set_guard(owner, name, level):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            jax.config.update("jax_transfer_guard", level)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    add = train._Reporter.add
+
+    def add_and_guard(self, step, metrics):
+        add(self, step, metrics)
+        steps.append(jax.config.jax_transfer_guard)
+        jax.config.update("jax_transfer_guard", "disallow")
+
+    monkeypatch.setattr(train._Reporter, "add", add_and_guard)
+    set_guard(evaluate.Evaluator, "run", "allow")
+    set_guard(checkpoint.Checkpoints, "save", "allow")
+    yield steps
+    jax.config.update("jax_transfer_guard", "allow")
+
+
 @pytest.mark.slow
-def test_every_function_is_traced_once(tmp_path, traces):
+def test_every_function_is_traced_once(tmp_path, traces, guarded_steps):
     """In 50 steps and three evaluations, the untrained model's included."""
     metrics = train.train_and_evaluate(small_config(), str(tmp_path))
     assert metrics["eval/recall@1"] >= 0
     assert traces == {"make_train_step": 1, "make_embed_step": 1}
+    assert guarded_steps.count("disallow") == 48
