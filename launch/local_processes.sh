@@ -83,16 +83,22 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 declare -A running=() # process number to process id
+declare -A told=()    # process numbers that have the signal that came
 printers=()
 passed_on=''
 signal_all() {
   local id
   for id in "${running[@]}"; do kill -"$1" "$id" 2>/dev/null || true; done
 }
+tell() {
+  told[$1]=1
+  kill -"$passed_on" "${running[$1]}" 2>/dev/null || true
+}
 # shellcheck disable=SC2329 # the traps call it
 pass_on() {
+  local process
   passed_on=$1
-  signal_all "$1"
+  for process in "${!running[@]}"; do tell "$process"; done
 }
 trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM HUP
@@ -115,7 +121,11 @@ status=0 deadline=''
 while ((${#running[@]})); do
   sleep 0.2 || true # Ctrl-C ends it
   for process in "${!running[@]}"; do
-    if kill -0 "${running[$process]}" 2>/dev/null; then continue; fi
+    if kill -0 "${running[$process]}" 2>/dev/null; then
+      # It was being started when the signal came.
+      if [[ $passed_on && ! ${told[$process]:-} ]]; then tell "$process"; fi
+      continue
+    fi
     ended=0
     wait "${running[$process]}" 2>/dev/null || ended=$?
     unset "running[$process]"
