@@ -39,7 +39,7 @@ class Case:
 
     def config(self) -> Any:
         """The default config, for this model and these images."""
-        config = side_by_side.default_config()
+        config = side_by_side.config("default")
         config.model.update(
             num_learners=self.learners, embedding_dim=EMBEDDING_DIM, dtype=self.dtype
         )

@@ -55,7 +55,7 @@ def make_photographs(folder: pathlib.Path, number: int) -> None:
 
 def config_of(data_dir: pathlib.Path):
     """The `data` section for a prepared folder of images, read at 256 pixels."""
-    config = side_by_side.default_config()
+    config = side_by_side.config("default")
     fields = {"name": "image_folder", "path": str(data_dir), "load_size": 256}
     config.update({"data": fields})
     return config.data

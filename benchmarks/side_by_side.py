@@ -1,11 +1,12 @@
 """Measuring methods in turns, in one process: what the benchmarks share."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import platform
-import runpy
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ import jax.numpy as jnp
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
-def default_config() -> Any:
-    """That of configs/default.py, which is no installed module."""
-    return runpy.run_path(str(_ROOT / "configs" / "default.py"))["get_config"]()
+def config(name: str) -> Any:
+    """That of configs/NAME.py; the folder is part of a checkout, not installed."""
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))  # configs import each other as `configs.NAME`
+    return importlib.import_module(f"configs.{name}").get_config()
 
 
 def resident_mib() -> float:

@@ -17,6 +17,7 @@ import time
 
 import numpy as np
 import psutil
+import side_by_side
 from absl import flags
 from PIL import Image
 
@@ -24,7 +25,6 @@ from abe_jax import data, retrieval
 from abe_jax.data import samplers
 from abe_jax.data.benchmarks import sop
 from abe_jax.prepare import prepare
-from configs import sop as sop_config
 
 BATCH_SIZE = 64
 RECALL_AT = (1, 10, 100, 1000)
@@ -121,7 +121,7 @@ def main() -> None:
         )
     )
     meter.tell("prepared", total)
-    config = sop_config.get_config()
+    config = side_by_side.config("sop")
     config.update({"data": {"path": str(root / "prepared")}})
     splits = data.create(config.data)
     sampler = samplers.PairSampler(splits.train.labels, BATCH_SIZE, seed=0)
