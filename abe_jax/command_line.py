@@ -57,6 +57,8 @@ def tell(error: object) -> None:
 
 def _message(error: Exception) -> object:
     """The text; of an unknown field ml_collections tells only the name, wrapped."""
+    if not isinstance(error, AttributeError | KeyError):
+        return error
     inner: object = error
     while isinstance(inner, AttributeError | KeyError) and inner.args:
         inner = inner.args[0]

@@ -7,16 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Two frameworks share one GPU, and peaks of memory are to be seen.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+import jax
+import jax.numpy as jnp
+import model_sizes
+import numpy as np
+import side_by_side
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import model_sizes  # noqa: E402
-import numpy as np  # noqa: E402
-import side_by_side  # noqa: E402
-
-from abe_jax import host_memory  # noqa: E402
+from abe_jax import host_memory
 
 EMBEDDING_DIM = 512
 
@@ -77,6 +74,8 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
       passes: how many times the multiply-adds of an embedding the work takes.
     """
     host_memory.keep_freed_memory()  # as abe_jax.main does
+    # Two frameworks share one GPU. JAX reads this when it first asks for devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     gpu = jax.default_backend() == "gpu"
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -101,8 +100,9 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
         if has_peer:
             methods.append(side_by_side.Method("PyTorch", peer(case)))
         side_by_side.take_turns(methods, turns=args.turns, seconds=args.seconds)
+        operations = passes * case.operations()  # traces the model
         for method in methods:
-            done = passes * case.operations() / method.seconds
+            done = operations / method.seconds
             rows.append(
                 {
                     "method": method.name,

@@ -106,10 +106,8 @@ def test_gradient_of_pooling_goes_to_the_first_maximum(
     monkeypatch.setattr(lowering, "_PATCH_VALUES", values)
     # Few values, so that most windows hold equal maxima.
     maps = jax.random.randint(jax.random.key(0), (4, *size, 3), 0, 4).astype(float)
-    ceil = (
-        [lowering.ceil_pads(s, window, stride)[1] for s in size] if not pad else [1] * 2
-    )
-    pads = ((pad, ceil[0]), (pad, ceil[1]))
+    far = [pad or lowering.ceil_pads(s, window, stride)[1] for s in size]
+    pads = ((pad, far[0]), (pad, far[1]))
 
     def slopes(maps):
         y = lowering.max_pool(maps, window, stride, pads)
