@@ -16,11 +16,15 @@ from abe_jax.errors import UserError
 
 DATA_AXIS = "data"
 
-# Measured on JAX 0.10: XLA's newer generator of CPU loops makes steps of this model 1.5
-# times as long as the older one, which JAX 0.12 does not have any more.
-_COMPILER_OPTIONS = {}
+# Without this pass gone, XLA's CPU backend undoes rematerialisation: it takes what is
+# computed again for a common subexpression.
+_COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}
+}
 if jax.__version_info__ < (0, 11):
-    _COMPILER_OPTIONS["cpu"] = {"xla_cpu_use_fusion_emitters": False}
+    # Measured on JAX 0.10: XLA's newer generator of CPU loops makes steps of this model
+    # 1.5 times as long as the older one, which JAX 0.12 does not have any more.
+    _COMPILER_OPTIONS["cpu"]["xla_cpu_use_fusion_emitters"] = False
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:

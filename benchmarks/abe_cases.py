@@ -27,18 +27,23 @@ class Case:
       size: side of the images, pixels.
       batch: number of images.
       dtype: "float32" or "bfloat16", of the trunk's computation.
+      rematerialize: whether ours computes inception blocks again, backward.
     """
 
     learners: int
     size: int
     batch: int
     dtype: str
+    rematerialize: bool = False
 
     def config(self) -> Any:
         """The default config, for this model and these images."""
         config = side_by_side.config("default")
         config.model.update(
-            num_learners=self.learners, embedding_dim=EMBEDDING_DIM, dtype=self.dtype
+            num_learners=self.learners,
+            embedding_dim=EMBEDDING_DIM,
+            dtype=self.dtype,
+            rematerialize=self.rematerialize,
         )
         config.data.image_size = self.size
         config.train.batch_size = self.batch
@@ -85,6 +90,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
     )
     parser.add_argument("--learners", default="8", help="as 1,4,8")
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
+    parser.add_argument("--rematerialize", action="store_true", help="ours only")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn, about")
     parser.add_argument("--json", help="file to append the rows to")
@@ -95,7 +101,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
     rate = side_by_side.matrix_rate(jnp.dtype(args.dtype))
     print(f"matrix product: {rate / 1e9:,.0f} GFLOP/s ({args.dtype})", flush=True)
     rows = []
-    for case in _cases(args.cases, args.learners, args.dtype):
+    for case in _cases(args):
         methods = [side_by_side.Method("abe_jax", ours(case))]
         if has_peer:
             methods.append(side_by_side.Method("PyTorch", peer(case)))
@@ -122,8 +128,8 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
     side_by_side.show(rows, args.json)
 
 
-def _cases(sizes: str, learners: str, dtype: str) -> Iterator[Case]:
-    for count in learners.split(","):
-        for pair in sizes.split(","):
+def _cases(args: argparse.Namespace) -> Iterator[Case]:
+    for count in args.learners.split(","):
+        for pair in args.cases.split(","):
             size, batch = map(int, pair.split(":"))
-            yield Case(int(count), size, batch, dtype)
+            yield Case(int(count), size, batch, args.dtype, args.rematerialize)

@@ -8,6 +8,7 @@ computed: the models are traced.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def size(
 def multiply_adds(jaxpr: Any) -> int:
     """Multiply-adds of the convolutions and matrix products of a program."""
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         name, params = equation.primitive.name, equation.params
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
@@ -71,15 +72,22 @@ def multiply_adds(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             per_output = math.prod(left[axis] for axis in contracted)
             total += equation.outvars[0].aval.size * per_output
-        elif name == "cond":
-            # The lowerings for different platforms: one of them runs.
-            total += multiply_adds(params["branches"][-1].jaxpr)
-        else:
-            for value in params.values():
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    total += multiply_adds(inner)
     return total
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program that hold no program themselves."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "cond":
+            # The lowerings for different platforms: one of them runs.
+            yield from equations(equation.params["branches"][-1].jaxpr)
+            continue
+        values = (getattr(v, "jaxpr", v) for v in equation.params.values())
+        inner = [value for value in values if hasattr(value, "eqns")]
+        for program in inner:
+            yield from equations(program)
+        if not inner:
+            yield equation
 
 
 def title(name: str, num_learners: int, embedding_dim: int) -> str:

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
     model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)
+    # Backward, compute inception blocks again instead of keeping what lies in them
+    # (ours): less memory, more time; docs/performance.md has both.
+    model.rematerialize = False
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
     config.loss = loss = ConfigDict()

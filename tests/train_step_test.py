@@ -17,10 +17,13 @@ BATCH = 16
 SIZE = 64
 
 
-def small_config(trunk="googlenet_bn", chunks=1, frozen=False, augmented=True):
+def small_config(
+    trunk="googlenet_bn", chunks=1, frozen=False, augmented=True, rematerialize=False
+):
     config = quickstart.get_config()
     config.model.update(trunk=trunk, num_learners=2, embedding_dim=8, width=0.1)
     config.model.freeze_batch_norm = frozen
+    config.model.rematerialize = rematerialize
     config.data.update(load_size=SIZE, image_size=SIZE)
     # Without momentum the update is the gradient times the rate.
     config.train.update(
@@ -113,6 +116,33 @@ def test_equal_on_any_number_of_devices(trunk, mapping, devices, chunks, frozen)
     assert_equal_trees(got, gradient, rtol=1e-12)
     if averages:
         assert_equal_trees(got_averages, averages, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
+def test_rematerialization_changes_memory_only(trunk):
+    gradient, averages, metrics = stepped(trunk, 1, "shard_map")
+    got, got_averages, got_metrics = stepped(trunk, 2, "shard_map", rematerialize=True)
+    np.testing.assert_allclose(got_metrics["loss"], metrics["loss"], rtol=1e-12)
+    assert_equal_trees(got, gradient, rtol=1e-12)
+    if averages:
+        assert_equal_trees(got_averages, averages, rtol=1e-12)
+    less, usual = (temporary_memory(trunk, rematerialize=r) for r in (True, False))
+    assert less < 0.75 * usual
+
+
+def temporary_memory(trunk, **changes):
+    """Bytes that one device's step needs beside its inputs and outputs."""
+    config = small_config(trunk, **changes)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    model = models.create(config.model, rngs=nnx.Rngs(0))
+    optimiser, rate = optimizer.create(config.train)
+    take_step = parallel.map_over_devices(
+        train_step.make_train_step(model, optimiser, rate, config), mesh
+    )
+    state = train_step.initial_state(model, optimiser)
+    compiled = take_step.lower(state, batch_of()).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Models: images to the embeddings of M learners."""
 
+import dataclasses
 from typing import TypeAlias
 
 import jax
@@ -55,12 +56,16 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
     frozen = config.get("freeze_batch_norm", False)
     dtype = config.get("dtype", "float32")
     _check(config, path, frozen, dtype)
+    trunk = dataclasses.replace(
+        VARIANTS[config.trunk],
+        freeze_batch_norm=frozen,
+        dtype=_DTYPES[dtype],
+        rematerialize=config.get("rematerialize", False),
+    )
     arguments = {
         "embedding_dim": config.embedding_dim,
-        "trunk": config.trunk,
+        "trunk": trunk,
         "width": config.width,
-        "freeze_batch_norm": frozen,
-        "dtype": _DTYPES[dtype],
     }
     if config.name != "one_head":
         arguments["num_learners"] = config.num_learners

@@ -9,7 +9,6 @@ S, G and the attention's common part are shared by the learners; each learner ow
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet, initializers, lowering
 from abe_jax.precision import at_least_float32
@@ -60,10 +59,8 @@ class ABE(nnx.Module):
         *,
         num_learners: int,
         embedding_dim: int,
-        trunk: str = "googlenet",
+        trunk: str | googlenet.Variant = "googlenet",
         width: float = 1.0,
-        freeze_batch_norm: bool = False,
-        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -71,24 +68,13 @@ class ABE(nnx.Module):
         Args:
           num_learners: M.
           embedding_dim: D, the dimensions of all learners together.
-          trunk: a key of `googlenet.VARIANTS`.
+          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
           width: factor on the trunk's channels; 1 is the paper's network.
-          freeze_batch_norm: batch norm uses its running averages in training too.
-          dtype: of the trunk's and the attention's computation; None for that of
-            their weights. Embeddings are float32 at least.
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
         self.num_learners = num_learners
-        form = googlenet.variant_of(
-            trunk, freeze_batch_norm=freeze_batch_norm, dtype=dtype
-        )
-        self.trunk = googlenet.GoogLeNet(
-            trunk,
-            width=width,
-            freeze_batch_norm=freeze_batch_norm,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        form = googlenet.variant_of(trunk)
+        self.trunk = googlenet.GoogLeNet(trunk, width=width, rngs=rngs)
         self.attention_branch = Attention(
             num_learners, width=width, variant=form, rngs=rngs
         )

@@ -6,7 +6,6 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 
 import jax
 from flax import nnx
-from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet, initializers
 from abe_jax.models.abe import unit_length
@@ -51,10 +50,8 @@ class MHeads(nnx.Module):
         *,
         num_learners: int,
         embedding_dim: int,
-        trunk: str = "googlenet",
+        trunk: str | googlenet.Variant = "googlenet",
         width: float = 1.0,
-        freeze_batch_norm: bool = False,
-        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -62,15 +59,11 @@ class MHeads(nnx.Module):
         Args:
           num_learners: M.
           embedding_dim: D, the dimensions of all learners together.
-          trunk: a key of `googlenet.VARIANTS`.
+          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
           width: factor on the trunk's channels; 1 is the paper's network.
-          freeze_batch_norm: batch norm uses its running averages in training too.
-          dtype: of the trunk's computation; None for that of its weights.
           rngs: source of the initial weights; the heads' all differ.
         """
-        variant = googlenet.variant_of(
-            trunk, freeze_batch_norm=freeze_batch_norm, dtype=dtype
-        )
+        variant = googlenet.variant_of(trunk)
         self.num_learners = num_learners
         self.preprocessing = variant.preprocessing
         self.spatial = googlenet.SpatialTrunk(width=width, variant=variant, rngs=rngs)
@@ -106,29 +99,19 @@ class OneHead(nnx.Module):
         self,
         *,
         embedding_dim: int,
-        trunk: str = "googlenet",
+        trunk: str | googlenet.Variant = "googlenet",
         width: float = 1.0,
-        freeze_batch_norm: bool = False,
-        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a network with random weights.
 
         Args:
           embedding_dim: D.
-          trunk: a key of `googlenet.VARIANTS`.
+          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
           width: factor on the trunk's channels; 1 is the published network.
-          freeze_batch_norm: batch norm uses its running averages in training too.
-          dtype: of the trunk's computation; None for that of its weights.
           rngs: source of the initial weights.
         """
-        self.trunk = googlenet.GoogLeNet(
-            trunk,
-            width=width,
-            freeze_batch_norm=freeze_batch_norm,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.trunk = googlenet.GoogLeNet(trunk, width=width, rngs=rngs)
         self.head = nnx.Linear(
             googlenet.block_channels("5b", width),
             embedding_dim,

@@ -63,9 +63,10 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One published form of GoogLeNet.
+    """One published form of GoogLeNet, and how it is computed.
 
     Attributes:
+      name: of the published form.
       batch_norm: batch norm behind every convolution (then without bias), or biases
         and local response normalisation in the stem.
       third_kernel: kernel of the third branch of an inception block.
@@ -74,41 +75,44 @@ class Variant:
       freeze_batch_norm: batch norm uses its running averages in training too.
       dtype: of convolutions and maps; None for that of the weights. Statistics, local
         response normalisation and the final average are float32 at least.
+      rematerialize: backward, an inception block is computed again from its input,
+        so that only blocks' inputs are kept.
     """
 
+    name: str
     batch_norm: bool
     third_kernel: int
     pool4_window: int
     preprocessing: Preprocessing
     freeze_batch_norm: bool = False
     dtype: DTypeLike | None = None
+    rematerialize: bool = False
 
 
-VARIANTS = {
+_PUBLISHED = (
     # BVLC's Caffe model, on which the paper builds.
-    "googlenet": Variant(
+    Variant(
+        "googlenet",
         batch_norm=False,
         third_kernel=5,
         pool4_window=3,
         preprocessing=Preprocessing((104.0, 117.0, 123.0), 1.0, True),
     ),
     # torchvision's, itself TensorFlow's Inception v1.
-    "googlenet_bn": Variant(
+    Variant(
+        "googlenet_bn",
         batch_norm=True,
         third_kernel=3,
         pool4_window=2,
         preprocessing=Preprocessing((127.5, 127.5, 127.5), 127.5, False),
     ),
-}
+)
+VARIANTS = {variant.name: variant for variant in _PUBLISHED}
 
 
-def variant_of(
-    trunk: str, *, freeze_batch_norm: bool = False, dtype: DTypeLike | None = None
-) -> Variant:
-    """The variant of that name, with what is not part of the published network."""
-    return dataclasses.replace(
-        VARIANTS[trunk], freeze_batch_norm=freeze_batch_norm, dtype=dtype
-    )
+def variant_of(trunk: str | Variant) -> Variant:
+    """The variant itself, or the published one of that name."""
+    return VARIANTS[trunk] if isinstance(trunk, str) else trunk
 
 
 def scaled(channels: int, width: float) -> int:
@@ -217,8 +221,14 @@ class Inception(nnx.Module):
         self.five_reduce = unit(in_channels, five_reduce, 1)
         self.five = unit(five_reduce, five, variant.third_kernel)
         self.pool = unit(in_channels, pool, 1)
+        self.rematerialize = variant.rematerialize
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[B, h, w, C]` to `[B, h, w, block_channels]`."""
+        run = Inception._run
+        return (nnx.remat(run) if self.rematerialize else run)(self, x)
+
+    def _run(self, x: jax.Array) -> jax.Array:
         pooled = lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))
         reading_x = (self.one, self.three_reduce, self.five_reduce)
         one, three, five = _pointwise_together(reading_x, x)
@@ -289,24 +299,20 @@ class GoogLeNet(nnx.Module):
 
     def __init__(
         self,
-        variant: str = "googlenet",
+        variant: str | Variant = "googlenet",
         *,
         width: float = 1.0,
-        freeze_batch_norm: bool = False,
-        dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a trunk with random weights.
 
         Args:
-          variant: a key of `VARIANTS`.
+          variant: a key of `VARIANTS`, or what it stands for with other options.
           width: factor on every number of channels; 1 is the published network.
-          freeze_batch_norm: batch norm uses its running averages in training too.
-          dtype: of the computation; None for that of the weights.
           rngs: source of the initial weights (He; pretrained weights replace them).
         """
-        form = variant_of(variant, freeze_batch_norm=freeze_batch_norm, dtype=dtype)
-        self.variant = variant
+        form = variant_of(variant)
+        self.variant = form.name
         self.preprocessing = form.preprocessing
         self.spatial = SpatialTrunk(width=width, variant=form, rngs=rngs)
         self.global_features = GlobalTrunk(width=width, variant=form, rngs=rngs)

@@ -1,0 +1,227 @@
+"""Floor and measured time of each part of an ABE-8 training step.
+
+    python benchmarks/roofline.py
+    python benchmarks/roofline.py --case=64:32
+
+The floor of a part is the longer of two times: its floating-point operations at the
+rate of a square matrix product, and its bytes at the rate of a large addition, both
+measured here. Operations are those of convolutions and matrix products, three times
+the forward ones. Bytes count each convolution, product and pooling as reading its
+operands and writing its result once, forward and twice backward, and everything else
+as free: an optimum that no compiler reaches. A part is timed alone, forward and
+backward; the last row is the whole step, whose sum also has augmentation and losses.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import abe_cases
+import jax
+import jax.numpy as jnp
+import model_sizes
+import side_by_side
+import train_step as train_step_benchmark
+from flax import nnx
+
+from abe_jax import host_memory, losses, models, optimizer, parallel, train_step
+
+# Equations that move their operands through memory at least once.
+_MOVES = ("conv_general_dilated", "dot_general", "reduce_window")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the step.
+
+    Attributes:
+      name: shown in the table.
+      run: does it once, and waits.
+      operations: floating-point operations.
+      bytes: moved at least.
+    """
+
+    name: str
+    run: Callable[[int], None]
+    operations: float
+    bytes: float
+
+
+def parts(case: abe_cases.Case) -> list[Part]:
+    """Those of ABE-M in the order of the step."""
+    model = models.create(case.config().model, rngs=nnx.Rngs(0))
+    assert isinstance(model, models.ABE)
+    features, branch = model.trunk.global_features, model.attention_branch
+    dtype = jnp.dtype(case.dtype)
+    images = jnp.ones((case.batch, case.size, case.size, 3), jnp.float32)
+    maps = jax.eval_shape(lambda m, x: m(x), model.trunk.spatial, images)
+    spread = (case.batch * case.learners, *maps.shape[1:])
+    common = jax.eval_shape(lambda m, x: m(x), branch.common, maps)
+    deep = (spread[0], *(-(-side // 2) for side in common.shape[1:3]), 832)
+    vectors = jnp.ones((case.batch, case.learners, 64), jnp.float32)
+
+    def last(branch: Any, x: jax.Array) -> jax.Array:
+        return nnx.sigmoid(branch.last(x))
+
+    def top(features: Any, x: jax.Array) -> jax.Array:
+        return features.inception_5b(features.inception_5a(x))
+
+    return [
+        _part("S: conv1 to 3b, pool3", model.trunk.spatial, images, first=True),
+        _part("attention: 4a to 4e", branch.common, jnp.ones(maps.shape, dtype)),
+        _part("attention: masks", branch, jnp.ones(common.shape, dtype), call=last),
+        _part("G: 4a to 4e", features.inception_4, jnp.ones(spread, dtype)),
+        _part("G: 5a, 5b", features, jnp.ones(deep, dtype), call=top),
+        _losses(vectors, jnp.asarray(case.labels())),
+        _update(model, case),
+    ]
+
+
+def _part(
+    name: str,
+    module: nnx.Module,
+    x: jax.Array,
+    *,
+    call: Callable[[Any, jax.Array], jax.Array] = lambda module, x: module(x),
+    first: bool = False,
+) -> Part:
+    """A module forward and backward; `first`: nothing asks for the input's gradient."""
+    graphdef, params, others = train_step.split_model(module)
+
+    def forward(params: Any, x: jax.Array) -> jax.Array:
+        net = nnx.merge(graphdef, nnx.State(params), nnx.State(others), copy=True)
+        return call(net, x)
+
+    def both(params: Any, x: jax.Array) -> Any:
+        if first:
+            y, pull_back = jax.vjp(lambda params: forward(params, x), params)
+        else:
+            y, pull_back = jax.vjp(forward, params, x)
+        return pull_back(jnp.ones_like(y))
+
+    program = jax.make_jaxpr(forward)(params, x).jaxpr
+    return Part(
+        name,
+        _timed(both, params, x),
+        3 * 2.0 * model_sizes.multiply_adds(program),
+        3 * bytes_moved(program),
+    )
+
+
+def _losses(embeddings: jax.Array, labels: jax.Array) -> Part:
+    def slope(labels: jax.Array, embeddings: jax.Array) -> jax.Array:
+        def loss(embeddings: jax.Array) -> jax.Array:
+            return losses.contrastive_loss(embeddings, labels) + losses.divergence_loss(
+                embeddings
+            )
+
+        return jax.grad(loss)(embeddings)
+
+    program = jax.make_jaxpr(slope)(labels, embeddings).jaxpr
+    operations = 2.0 * model_sizes.multiply_adds(program)
+    run = _timed(slope, labels, embeddings)
+    return Part("losses", run, operations, bytes_moved(program))
+
+
+def _update(model: nnx.Module, case: abe_cases.Case) -> Part:
+    optimiser, _ = optimizer.create(case.config().train)
+    state = train_step.initial_state(model, optimiser)
+
+    def update(state: train_step.TrainState, gradients: Any) -> Any:
+        return optimiser.update(gradients, state.opt_state, state.params)
+
+    gradients = jax.tree.map(jnp.ones_like, state.params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(gradients))
+    # Reads gradient, momentum and parameter, writes the last two.
+    return Part("optimiser", _timed(update, state, gradients), 0.0, 5.0 * size)
+
+
+def _timed(
+    program: Callable[[Any, Any], Any], state: Any, rows: Any
+) -> Callable[[int], None]:
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    compiled = parallel.map_over_devices(program, mesh)
+    state = parallel.replicate(state, mesh)
+    rows = parallel.replicate(rows, mesh)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            jax.block_until_ready(compiled(state, rows))
+
+    return run
+
+
+def bytes_moved(jaxpr: Any) -> float:
+    """Operands and results of convolutions, products and poolings, each once."""
+    total = 0
+    for equation in model_sizes.equations(jaxpr):
+        name = equation.primitive.name
+        if name.startswith(_MOVES):
+            values = (*equation.invars, *equation.outvars)
+            shaped = (value.aval for value in values)
+            total += sum(math.prod(s.shape) * s.dtype.itemsize for s in shaped)
+    return float(total)
+
+
+def memory_rate() -> float:
+    """Bytes a second that adding one to a large array reads and writes."""
+    x = jnp.ones(2**27, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            add(x).block_until_ready()
+
+    method = side_by_side.Method("addition", run)
+    side_by_side.take_turns([method], turns=3, seconds=0.5)
+    return 2 * x.nbytes / method.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", default="224:16", help="side of the images and batch")
+    parser.add_argument("--learners", type=int, default=8)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, about")
+    parser.add_argument("--json", help="file to append the rows to")
+    args = parser.parse_args()
+    host_memory.keep_freed_memory()  # as abe_jax.main does
+    size, batch = map(int, args.case.split(":"))
+    case = abe_cases.Case(args.learners, size, batch, args.dtype)
+    rate = side_by_side.matrix_rate(jnp.dtype(case.dtype))
+    bandwidth = memory_rate()
+    print(f"{case}: {rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s", flush=True)
+    work = parts(case)
+    whole = Part(
+        "whole step",
+        train_step_benchmark.ours(case),
+        sum(part.operations for part in work),
+        sum(part.bytes for part in work),
+    )
+    work.append(whole)
+    methods = [side_by_side.Method(part.name, part.run) for part in work]
+    side_by_side.take_turns(methods, turns=args.turns, seconds=args.seconds)
+    rows = []
+    for part, method in zip(work, methods, strict=True):
+        by_operations, by_bytes = part.operations / rate, part.bytes / bandwidth
+        floor = max(by_operations, by_bytes)
+        rows.append(
+            {
+                "part": part.name,
+                "GFLOP": part.operations / 1e9,
+                "GB": part.bytes / 1e9,
+                "bound by": "FLOP" if by_operations > by_bytes else "bytes",
+                "floor s": floor,
+                "measured s": method.seconds,
+                "floor / measured": floor / method.seconds,
+                "of the step": method.seconds / methods[-1].seconds,
+            }
+        )
+    side_by_side.show(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
