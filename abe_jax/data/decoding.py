@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from abe_jax.errors import UserError
@@ -61,6 +62,35 @@ def decode(
             return np.asarray(rgb.crop((left, top, left + size, top + size)))
         return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
+    """Decodes the centre square of a file that `abe_jax.prepare` stored at a size.
+
+    Such a file is an RGB JPEG, the right way up. The pixels are those of `decode`, in
+    half the time, and the interpreter is left to other threads: libjpeg-turbo writes
+    straight into the array.
+
+    Args:
+      data: contents of the file.
+      size: side of the result, pixels.
+      name: what an error message calls the image.
+
+    Returns:
+      uint8 `[size, size, 3]`, perhaps a view of the whole image.
+
+    Raises:
+      UserError: the data is no JPEG file, or is cut short.
+    """
+    try:
+        image = simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        raise UserError(f"cannot read {name} as an image: {error}.") from error
+    height, width, _ = image.shape
+    if min(height, width) != size:  # it was smaller, and is stored as it was
+        return decode(data, size, name)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
 
 
 def require_known_square(square: str) -> str:

@@ -25,5 +25,6 @@ class InMemory:
     def __getitem__(self, index: int) -> np.ndarray:
         image = self._images.get(index)
         if image is None:
-            image = self._images[index] = self._source[index]
+            # A copy: what the source gives may be a part of a larger array.
+            image = self._images[index] = np.array(self._source[index])
         return image

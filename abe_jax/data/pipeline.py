@@ -156,8 +156,16 @@ class _LoadBatch:
     def __call__(self, step: int) -> Batch:
         own = self.reading.own_part(self.rows(int(step)))
         return {
-            # Row -1 is padding: any image serves, and the position tells.
-            "image": np.stack([self.subset[i] for i in own]),
+            "image": self._images(own),
             "label": self.labels[own],
             "position": own,
         }
+
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        # Row -1 is padding: any image serves, and the position tells.
+        first = self.subset[rows[0]]
+        images = np.empty((len(rows), *first.shape), first.dtype)
+        images[0] = first
+        for place, row in enumerate(rows[1:], start=1):
+            images[place] = self.subset[row]  # while it is still in the cache
+        return images

@@ -6,15 +6,22 @@ DIR/cub200/1.0.0/cub200-train.array_record-00000 ...     a TFDS data set
 DIR/cub200/1.0.0/index.npz      label, role, box and name of each record, in order
 """
 
+import functools
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from abe_jax.data.decoding import RelativeBox, decode, require_known_square
+from abe_jax.data.decoding import (
+    RelativeBox,
+    decode,
+    decode_stored,
+    require_known_square,
+)
 from abe_jax.errors import UserError
 
 INDEX_FILE = "index.npz"
@@ -93,6 +100,8 @@ class PreparedRecords:
             top, left, bottom, right = self._boxes[index].tolist()
             box = (top, left, bottom, right)
         name = f"record {index} of {self.folder}"
+        if self.stored_size == self.size and box is None and self._square == "centre":
+            return decode_stored(self.jpeg(index), self.size, name)
         return decode(self.jpeg(index), self.size, name, square=self._square, box=box)
 
     def jpeg(self, index: int) -> bytes:
@@ -101,20 +110,25 @@ class PreparedRecords:
         Raises:
           UserError: the record cannot be read.
         """
-        # Not above: processes that never read need no TFDS.
-        from google.protobuf import message
-        from tensorflow_datasets.proto import tf_example_pb2
-
+        parse, parse_error = _example_parser()
         try:
-            # The module makes the class when it is imported, which pyright cannot see.
-            example_class = tf_example_pb2.Example  # pyright: ignore
-            example = example_class.FromString(self._records[index])
+            example = parse(self._records[index])
             return example.features.feature["image"].bytes_list.value[0]
-        except (IndexError, message.DecodeError, OSError, RuntimeError) as error:
+        except (IndexError, parse_error, OSError, RuntimeError) as error:
             raise UserError(
                 f"cannot read record {index} of {self.folder}: {error}; the files are "
                 "damaged: delete the folder and prepare it again."
             ) from error
+
+
+@functools.cache
+def _example_parser() -> tuple[Callable[[bytes], Any], type[Exception]]:
+    """What parses a record, and what it raises; TFDS is loaded where one is read."""
+    from google.protobuf import message
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    # The module makes the class when it is imported, which pyright cannot see.
+    return tf_example_pb2.Example.FromString, message.DecodeError  # pyright: ignore
 
 
 def find(data_dir: str | os.PathLike[str], dataset: str) -> pathlib.Path | None:

@@ -105,18 +105,20 @@ class PairSampler:
                 f"train.batch_size = {batch_size} must be a multiple of 4 with "
                 "data.sampler = 'pairs': a quarter is drawn for positive pairs."
             )
-        members = _members(labels)
-        if len(members) < 2:
+        _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        if len(sizes) < 2:
             raise UserError("negative pairs need at least 2 classes; there is 1.")
-        paired = [indices for indices in members if len(indices) > 1]
-        self._with_positive = np.concatenate([np.empty(0, np.int64), *paired])
+        self._size = sizes[classes]  # of each image's class
+        self._start = (np.cumsum(sizes) - sizes)[classes]  # its first place below
+        self._by_class = np.argsort(classes, kind="stable")
+        self._place = np.argsort(self._by_class)  # of each image
+        self._with_positive = np.flatnonzero(self._size > 1)
         if len(self._with_positive) < batch_size // 4 or len(labels) < batch_size // 2:
             raise UserError(
                 f"a batch of {batch_size} needs {batch_size // 4} images with another "
                 f"of their class, and {batch_size // 2} images in all; there are "
                 f"{len(self._with_positive)} and {len(labels)}. Lower train.batch_size."
             )
-        self._labels = labels
         self._pairs = batch_size // 4
         self._seed = seed
 
@@ -124,16 +126,21 @@ class PairSampler:
         """Indices of a step, int64: `[anchors, partners]`, pair i at i and B/2 + i."""
         rng = np.random.default_rng((self._seed, 2, step))
         positive = rng.choice(self._with_positive, self._pairs, replace=False)
-        others = np.setdiff1d(np.arange(len(self._labels)), positive)
-        negative = rng.choice(others, self._pairs, replace=False)
-        partners = [self._partner(i, True, rng) for i in positive]
-        partners += [self._partner(i, False, rng) for i in negative]
-        return np.concatenate([positive, negative, np.array(partners, np.int64)])
+        # Enough that as many are left without those.
+        drawn = rng.choice(len(self._place), 2 * self._pairs, replace=False)
+        negative = drawn[~np.isin(drawn, positive)][: self._pairs]
+        partners = self._of_its_class(positive, rng), self._of_others(negative, rng)
+        return np.concatenate([positive, negative, *partners])
 
-    def _partner(self, image: int, same_class: bool, rng: np.random.Generator) -> int:
-        fits = (self._labels == self._labels[image]) == same_class
-        fits[image] = False
-        return rng.choice(np.flatnonzero(fits))
+    def _of_its_class(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        places = self._start[images] + rng.integers(self._size[images] - 1)
+        places += places >= self._place[images]
+        return self._by_class[places]
+
+    def _of_others(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        places = rng.integers(len(self._place) - self._size[images])
+        places += np.where(places >= self._start[images], self._size[images], 0)
+        return self._by_class[places]
 
 
 def create(
