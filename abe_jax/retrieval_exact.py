@@ -129,14 +129,18 @@ def positive_similarities(
         size = found.shape[1]
         if size <= int(leave_out_self):
             continue
-        a, b = queries.take(part), gallery.take(found)
+        b = gallery.take(found)
+        b64 = b.astype(np.float64)
+        same = leave_out_self and np.array_equal(part, found)
+        a, a64 = (b, b64) if same else (queries.take(part), None)
         step = max(1, 2**22 // (size * len(part)))
         for first in range(0, count, step):
             some = part[:, first : first + step]
             left = a[:, first : first + step]
-            sims = np.matmul(
-                left.astype(np.float64), b.transpose(0, 2, 1).astype(np.float64)
+            left64 = (
+                left.astype(np.float64) if a64 is None else a64[:, first : first + step]
             )
+            sims = np.matmul(left64, b64.transpose(0, 2, 1))
             error = _float64_error(
                 queries.norms[some], gallery.norms[found].max(), queries.dim
             )[:, :, None]
