@@ -19,5 +19,5 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TRIM_THRESHOLD, -1)  # never
         mallopt(_ARENA_MAX, 1)

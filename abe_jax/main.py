@@ -120,6 +120,8 @@ def _keep_compiled_programs() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(cache, "abe_jax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    # By default JAX keeps only what took a second or more.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def run() -> None:

@@ -53,6 +53,10 @@ class Rows:
                 )
             self.norms[start : start + READ_ROWS] = np.sqrt(squares) * (1 + 1e-9)
 
+    def same_as(self, other: "Rows") -> bool:
+        """Whether both are the same array."""
+        return self._array is other._array
+
     def block(self, start: int, stop: int) -> np.ndarray:
         """Rows start to stop, [rows, dim] float32, contiguous."""
         with np.errstate(over="ignore"):

@@ -66,6 +66,19 @@ def test_evaluation_has_the_promised_fields(finished):
     assert 0 <= evaluation["map_at_r"] <= 1
 
 
+def test_a_second_start_compiles_nothing(tmp_path):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    compiled = []
+    for name in ("first", "second"):
+        arguments = (f"--workdir={tmp_path / name}", "--config.train.steps=2")
+        status, _, errors = run(*SMALL, *arguments, env=environment)
+        assert status == 0, errors
+        compiled.append({path.name for path in (tmp_path / "cache").glob("*-cache")})
+    first, second = compiled
+    assert len(first) > 10
+    assert second == first
+
+
 def test_evaluate_prints_what_training_printed(finished, tmp_path):
     finished_workdir, trained_output, _ = finished
     workdir = shutil.copytree(finished_workdir, tmp_path / "copy")

@@ -1,10 +1,10 @@
 """Convolution and pooling, lowered to what each platform runs fastest.
 
-XLA's CPU backend is slow at what GoogLeNet is made of: 1 x 1 convolutions, convolutions
-of small maps, the weights' gradient of all others, and the gradient of `reduce_window`.
-On the CPU these become matrix products, of patches that stay in the cache, and
-element-wise maxima; every other platform gets the native operation. Values and
-gradients are those of the plain operations.
+XLA's CPU backend is slow at parts of what GoogLeNet is made of: 1 x 1 convolutions,
+convolutions of maps as small as the kernel, the weights' gradient of all others, and
+the gradient of `reduce_window`. On the CPU these become matrix products, of patches
+that stay in the cache, and element-wise maxima; every other platform gets the native
+operation. Values and gradients are those of the plain operations.
 """
 
 import math
@@ -56,7 +56,7 @@ def conv_general_dilated(
     if not _is_plain(padding, options):
         return native(lhs, rhs)
     strides = (window_strides[0], window_strides[1])
-    on_cpu = partial(_by_patches, strides, padding)
+    on_cpu = partial(_convolution, strides, padding)
     if rhs.shape[:2] == strides == (1, 1) and not any(sum(padding, ())):
         on_cpu = _pointwise
     elif strides == (1, 1) and math.prod(lhs.shape[1:3]) <= math.prod(rhs.shape[:2]):
@@ -81,18 +81,10 @@ def max_pool(
       `[B, H', W', C]`, with `H' = (H + top + bottom - window) // stride + 1`.
     """
 
-    def native(x: jax.Array) -> jax.Array:
-        return jax.lax.reduce_window(
-            x,
-            -jnp.inf,  # a literal: JAX must see that this is a maximum
-            jax.lax.max,
-            (1, window, window, 1),
-            (1, stride, stride, 1),
-            ((0, 0), *pads, (0, 0)),
-        )
-
-    on_cpu = partial(_pool_by_axis, window, stride, pads)
-    return jax.lax.platform_dependent(maps, cpu=on_cpu, default=native)
+    arguments = (window, stride, pads)
+    return jax.lax.platform_dependent(
+        maps, cpu=partial(_pool, *arguments), default=partial(_native_pool, *arguments)
+    )
 
 
 def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
@@ -166,28 +158,22 @@ def _as_dense_layer(pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _by_patches(
+def _convolution(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """Patches times matrix, some images at a time, in both directions."""
-    if strides != (1, 1):  # XLA's own is faster, in this direction
-        return _native(strides, pads, x, kernel)
-    matrix = kernel.reshape(-1, kernel.shape[3])
-
-    def some(part: jax.Array) -> jax.Array:
-        return jnp.tensordot(_patches(part, kernel.shape, strides, pads), matrix, 1)
-
-    parts = _parts(x, kernel.shape)
-    return _whole(jax.lax.map(some, parts))
+    """The native one, whose gradient is patches times matrix, some images at a time."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=LAYOUT
+    )
 
 
-def _by_patches_forward(
+def _convolution_forward(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _by_patches(strides, pads, x, kernel), (x, kernel)
+    return _convolution(strides, pads, x, kernel), (x, kernel)
 
 
-def _by_patches_backward(
+def _convolution_backward(
     strides: tuple[int, int],
     pads: Pads,
     saved: tuple[jax.Array, jax.Array],
@@ -226,19 +212,18 @@ def _by_patches_backward(
     total = total.astype(kernel.dtype).reshape(kernel.shape)
     if back is not None:
         return _whole(back), total
-    _, pull_back = jax.vjp(lambda x: _native(strides, pads, x, kernel), x)
+    native = partial(
+        jax.lax.conv_general_dilated,
+        rhs=kernel,
+        window_strides=strides,
+        padding=pads,
+        dimension_numbers=LAYOUT,
+    )
+    _, pull_back = jax.vjp(native, x)
     return *pull_back(slope), total
 
 
-_by_patches.defvjp(_by_patches_forward, _by_patches_backward)
-
-
-def _native(
-    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=LAYOUT
-    )
+_convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _patches(
@@ -269,20 +254,26 @@ def _whole(parts: jax.Array) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _pool_by_axis(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
-    """Maxima of columns, then of rows, some images at a time."""
-    pool = partial(_pool_axis, window=window, stride=stride)
+def _pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    """The native one, whose gradient is that of maxima of columns, then of rows."""
+    return _native_pool(window, stride, pads, x)
 
-    def some(part: jax.Array) -> jax.Array:
-        return pool(pool(_surround(part, pads), axis=2), axis=1)
 
-    return _whole(jax.lax.map(some, _parts(x, (1, 1))))
+def _native_pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,  # a literal: JAX must see that this is a maximum
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
 
 
 def _pool_forward(
     window: int, stride: int, pads: Pads, x: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y: Any = _pool_by_axis(window, stride, pads, x)
+    y: Any = _pool(window, stride, pads, x)
     return y, (x, y)
 
 
@@ -310,7 +301,7 @@ def _pool_backward(
     return (_whole(jax.lax.map(some, (parts, y, slope))),)
 
 
-_pool_by_axis.defvjp(_pool_forward, _pool_backward)
+_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _surround(x: jax.Array, pads: Pads) -> jax.Array:
