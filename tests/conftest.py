@@ -4,7 +4,11 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
+
+# Processes of pytest-xdist ignore Ctrl-C, and what a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain's and the command line's processes inherit these.
 os.environ["JAX_PLATFORMS"] = "cpu"
