@@ -156,7 +156,7 @@ def test_float32_on_eight_devices_is_as_exact_as_on_one(trunk):
         got, _, metrics = stepped(
             trunk, devices, "shard_map", wide=False, augmented=False
         )
-        np.testing.assert_allclose(metrics["loss"], exact_metrics["loss"], rtol=2e-6)
+        np.testing.assert_allclose(metrics["loss"], exact_metrics["loss"], rtol=1e-5)
         difference = jax.tree.map(lambda a, b: a - b, got, exact)
         errors[devices] = float(optax.tree.norm(difference) / optax.tree.norm(exact))
     assert errors[8] <= 4 * errors[1], errors
