@@ -19,7 +19,14 @@ from PIL import Image
 from abe_jax import processes
 from abe_jax.errors import UserError
 
-STEPS = [*SMALL, "--config.train.steps=20"]
+# The quickstart's own size, for 20 steps.
+STEPS = [
+    "--config=configs/quickstart.py",
+    "--config.train.steps=20",
+    "--config.train.log_every=2",
+    "--config.train.eval_every=10",
+    "--config.train.checkpoint_every=4",
+]
 
 
 def run_on(devices, *arguments):
