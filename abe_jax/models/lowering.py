@@ -162,6 +162,12 @@ def _convolution(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """The native one, whose gradient is patches times matrix, some images at a time."""
+    return _native_convolution(strides, pads, x, kernel)
+
+
+def _native_convolution(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, strides, pads, dimension_numbers=LAYOUT
     )
@@ -212,13 +218,7 @@ def _convolution_backward(
     total = total.astype(kernel.dtype).reshape(kernel.shape)
     if back is not None:
         return _whole(back), total
-    native = partial(
-        jax.lax.conv_general_dilated,
-        rhs=kernel,
-        window_strides=strides,
-        padding=pads,
-        dimension_numbers=LAYOUT,
-    )
+    native = partial(_native_convolution, strides, pads, kernel=kernel)
     _, pull_back = jax.vjp(native, x)
     return *pull_back(slope), total
 
