@@ -46,9 +46,12 @@ class BatchNorm(nnx.BatchNorm):
         factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
 
         def aligned(channels: jax.Array) -> jax.Array:
-            return jnp.expand_dims(channels, range(x.ndim - 1)).astype(x.dtype)
+            return jnp.expand_dims(channels, range(x.ndim - 1))
 
-        return (x - aligned(mean)) * aligned(factor) + aligned(self.bias[...])
+        # In float32, rounded once: forward the fusion costs nothing, and backward the
+        # sums over all positions are float32 too.
+        y = (at_least_float32(x) - aligned(mean)) * aligned(factor)
+        return (y + aligned(self.bias[...])).astype(x.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         axes = tuple(range(x.ndim - 1))

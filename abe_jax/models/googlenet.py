@@ -319,17 +319,18 @@ class GoogLeNet(nnx.Module):
 
 
 def local_response_norm(
-    x: jax.Array, *, size: int = 5, alpha: float = 1e-4, beta: float = 0.75
+    x: jax.Array, *, size: int = 5, alpha: float = 1e-4
 ) -> jax.Array:
-    """Divides by `(1 + alpha / size * sum of squares over size channels) ** beta`.
+    """Divides by `(1 + alpha / size * sum of squares over size channels) ** 0.75`.
 
     The sum is centred on each channel of `[..., C]`; BVLC's GoogLeNet uses the
     defaults (Krizhevsky et al., 2012, section 3.3).
     """
     wide = at_least_float32(x)
     total = lowering.sum_of_neighbours(jnp.square(wide), size)
-    # The power by a logarithm, which XLA turns into vector code on the CPU.
-    return (wide * jnp.exp(-beta * jnp.log1p(alpha / size * total))).astype(x.dtype)
+    scale = 1 + alpha / size * total
+    # The power by square roots: a fifth of the time of a logarithm and an exponential.
+    return (wide * jax.lax.rsqrt(scale * jnp.sqrt(scale))).astype(x.dtype)
 
 
 def _halve(maps: jax.Array, window: int = 3) -> jax.Array:
