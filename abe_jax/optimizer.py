@@ -29,10 +29,12 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
         else optax.identity()
     )
     decay = optax.add_decayed_weights(config.weight_decay, mask=_is_kernel)
+    # Moments are those of all parameters as one vector: a few operations in place of
+    # some for each of hundreds of small arrays, which take long to compile.
     if config.optimizer == "sgd":
-        direction = optax.chain(decay, optax.trace(config.momentum))
+        direction = optax.chain(decay, optax.flatten(optax.trace(config.momentum)))
     elif config.optimizer == "adamw":
-        direction = optax.chain(optax.scale_by_adam(), decay)
+        direction = optax.chain(optax.flatten(optax.scale_by_adam()), decay)
     else:
         raise UserError(
             f"train.optimizer is {config.optimizer!r}; known are 'sgd' and 'adamw'."
@@ -69,8 +71,14 @@ def _schedule(config) -> optax.Schedule:
     # The first step already moves: it is taken at 1 / warmup of the rate.
     before = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
     joined = optax.join_schedules([before, after], [warmup])
-    # optax mixes integers and floats, which strict dtype promotion forbids.
-    return lambda count: joined(jnp.asarray(count, jnp.float32))
+
+    def rate_at(count: Any) -> jax.Array:
+        # optax mixes integers and floats, which strict dtype promotion forbids.
+        now = joined(jnp.asarray(count, jnp.float32))
+        # Computed once: XLA would fuse the cosine into the update of each parameter.
+        return jax.lax.optimization_barrier(jnp.asarray(now))
+
+    return rate_at
 
 
 def _is_kernel(params: Any) -> Any:

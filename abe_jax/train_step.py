@@ -138,12 +138,17 @@ def make_train_step(
             )
         gradients, metrics = jax.lax.psum((gradients, shares), DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["gradient_norm"] = _norm(gradients)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, model_state, opt_state), metrics
 
     return step
+
+
+def _norm(tree: Tree) -> jax.Array:
+    """The length of all values as one vector, which the optimiser makes as well."""
+    return jnp.linalg.norm(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]))
 
 
 def _learns_statistics(model: nnx.Module) -> bool:

@@ -6,7 +6,8 @@
 The loop reads and decodes batches, takes steps and logs; its rate is the one that it
 logs, without start, evaluations and checkpoints. The bare step takes the same batch
 again and again. Where devices compute on the host's own cores, as on a CPU, the reading
-of batches takes time from the steps.
+of batches takes time from the steps. Generated birds are drawn when they are first
+asked for, and here all are asked for before the lines that count.
 """
 
 import argparse
@@ -81,6 +82,8 @@ def main() -> None:
     config = side_by_side.config(args.config)
     if args.path:
         config.data.path = args.path
+    # As many as a batch takes of a class: one epoch, of 32 steps, draws them all.
+    config.data.birds_images_per_class = config.data.images_per_class
     config.train.steps = (args.windows + 1) * config.train.log_every
     config.train.eval_every = config.train.checkpoint_every = config.train.steps
     rates: dict[str, list[float]] = {"bare step": [], "whole loop": []}

@@ -23,7 +23,8 @@ def _random(*shape):
 
 
 # Pointwise; a dense layer, also where outputs are more than inputs; patches, of one
-# part and several (also taller than wide); patches in the gradient only.
+# part and several (also taller than wide), with strides, in the gradient only; native
+# with a stride.
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "pad"),
     [
@@ -35,6 +36,7 @@ def _random(*shape):
         ((5, 5), 3, 1, 1),
         ((7, 6), 3, 1, 0),
         ((9, 7), 7, 2, 3),
+        ((17, 16), 3, 1, 1),
         ((8, 6), 1, 2, 0),
     ],
 )
@@ -61,6 +63,38 @@ def test_convolution_equals_the_native_one(
         both(lowering.conv_general_dilated),
         both(jax.lax.conv_general_dilated),
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (14, 14), (20, 20)])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_bfloat16_convolution_rounds_operands_and_result_only(size, kernel):
+    maps = _random(4, *size, 24).astype(jnp.bfloat16)
+    weights = _random(kernel, kernel, 24, 8).astype(jnp.bfloat16)
+    pads = ((kernel // 2, kernel // 2),) * 2
+
+    def slopes(convolve, dtype):
+        def total(x, w):
+            y = convolve(x, w, (1, 1), pads, dimension_numbers=LAYOUT)
+            return jnp.sum(y.astype(jnp.float32) ** 2), y
+
+        grad = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+        return grad(maps.astype(dtype), weights.astype(dtype))
+
+    ours = slopes(lowering.conv_general_dilated, jnp.bfloat16)
+    wide = slopes(jax.lax.conv_general_dilated, jnp.float32)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wide), strict=True):
+        assert a.dtype == jnp.bfloat16
+        scale = float(jnp.abs(b).max())
+        # A rounding to 8 bits is 2^-9; backward the slope has one too, and sums cancel.
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=2**-7 * scale)
+
+
+def test_pooling_of_bfloat16_is_exact():
+    maps = _random(2, 9, 9, 3).astype(jnp.bfloat16)
+    pooled = lowering.max_pool(maps, 3, 2)
+    assert pooled.dtype == jnp.bfloat16
+    wide = lowering.max_pool(maps.astype(jnp.float32), 3, 2)
+    np.testing.assert_array_equal(pooled.astype(jnp.float32), wide)
 
 
 def test_grouped_and_dilated_convolutions_are_native():

@@ -58,10 +58,11 @@ class BatchNorm(nnx.BatchNorm):
         values = at_least_float32(x)
         # Each device's own deviations first: the mean square minus the squared mean
         # would cancel where a channel's mean is large.
-        moments = (jnp.mean(values, axes), jnp.var(values, axes))
-        means, variances = jax.lax.all_gather(moments, self.axis_name)
-        mean = jnp.mean(means, 0)
-        variance = jnp.mean(variances + jnp.square(means - mean[None]), 0)
+        mean, variance = jnp.mean(values, axes), jnp.var(values, axes)
+        if jax.lax.axis_size(self.axis_name) > 1:
+            means, variances = jax.lax.all_gather((mean, variance), self.axis_name)
+            mean = jnp.mean(means, 0)
+            variance = jnp.mean(variances + jnp.square(means - mean[None]), 0)
         count = x.size // x.shape[-1] * jax.lax.axis_size(self.axis_name)
         unbiased = variance * (count / max(count - 1, 1))
         # Not by `self.mean[...] =`, which asks a tracer for its sharding: that takes as

@@ -92,7 +92,8 @@ def max_pool(
     """
 
     def widened(x: jax.Array) -> jax.Array:
-        return _pool(window, stride, pads, at_least_float32(x)).astype(x.dtype)
+        y: Any = _pool(window, stride, pads, at_least_float32(x))
+        return y.astype(x.dtype)
 
     native = partial(_native_pool, window, stride, pads)
     return jax.lax.platform_dependent(maps, cpu=widened, default=native)
