@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import json
+import multiprocessing
 import pathlib
 import signal
 import time
@@ -17,6 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from abe_jax.data import benchmarks, prepared
+from abe_jax.data.benchmarks import builders
 from abe_jax.data.encoding import Storing
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -337,3 +339,22 @@ def test_interrupted(large_photos, tmp_path):
     message = "abe_jax: interrupted; nothing was kept. Run the same command again."
     assert message in errors.splitlines()
     assert left_behind(tmp_path) == []
+
+
+def test_interrupted_between_two_images_ends_the_processes(large_photos, tmp_path):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    builder = builders.ImageFolder(
+        listing=benchmarks.read("image_folder", large_photos, tmp_path / "scratch"),
+        storing=Storing(),
+        data_dir=str(tmp_path / "data"),
+        num_processes=2,
+        progress=interrupt,
+    )
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        builder.download_and_prepare(download_dir=str(tmp_path / "downloads"))
+    # Not only once the frames are let go that the error's traceback holds.
+    assert interrupted.tb is not None
+    assert set(multiprocessing.active_children()) == before

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import process as process_pool
 
 from PIL import Image, UnidentifiedImageError
@@ -123,10 +123,12 @@ def encode_file(record: Record, storing: Storing) -> Encoded | str:
 
 def encode_files(
     records: Sequence[Record], storing: Storing, num_processes: int
-) -> Iterator[Encoded | str]:
+) -> Generator[Encoded | str]:
     """`encode_file` of every record, in their order, on several processes.
 
-    Only a few chunks of files are under way at a time, so that memory is bounded.
+    Only a few chunks of files are under way at a time, so that memory is bounded. Who
+    may not come to the end closes it, which waits for the processes: the collector of
+    garbage would do that in any thread, and in one of the pool's it waits for itself.
 
     Raises:
       UserError: a process was killed, as happens where memory runs out.

@@ -8,6 +8,7 @@ What they leave behind is a TFDS data set like any other:
 The classes are not registered under their names: TFDS has a `cars196` of its own.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -73,7 +74,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._listing = listing
         self._storing = storing
         self._skip_bad = skip_bad
-        self._num_processes = num_processes
+        # One pool of processes for all: records come by role, and so do the splits.
+        self._encoded = encode_files(listing.records, storing, num_processes)
         self._progress = progress
         self._labels = {name: i for i, name in enumerate(listing.class_names)}
         self._kept: list[tuple[Record, Encoded]] = []
@@ -112,21 +114,19 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> dict[str, Iterator[tuple[int, dict]]]:
         del dl_manager  # nothing is downloaded
         records = self._listing.records
-        # One pool of processes for all: records come by role, and so do the splits.
-        encoded = encode_files(records, self._storing, self._num_processes)
         parts = {role: [r for r in records if r.role == role] for role in ROLES}
         return {
-            role: self._generate_examples(part, encoded)
-            for role, part in parts.items()
-            if part
+            role: self._generate_examples(part) for role, part in parts.items() if part
         }
 
     def _generate_examples(
-        self, records: Sequence[Record], encoded: Iterator[Encoded | str]
+        self, records: Sequence[Record]
     ) -> Iterator[tuple[int, dict]]:
         """Key and features of each usable image, in order."""
         # Records first: none of the next split may be taken from the iterator.
-        for key, (record, result) in enumerate(zip(records, encoded, strict=False)):
+        for key, (record, result) in enumerate(
+            zip(records, self._encoded, strict=False)
+        ):
             self._progress(1)
             if isinstance(result, str):
                 self.bad.append((record.name, result))
@@ -162,23 +162,32 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
         splits = self._split_generators(dl_manager)
         writer.initialize_splits(list(splits))
-        for name, examples in splits.items():
-            chunk: list[dict] = []
-            for _, example in examples:
-                if self.bad and not self._skip_bad:
-                    continue  # it will be refused; what is left is only looked at
-                chunk.append(example)
-                if len(chunk) == 256:
-                    writer.add_examples({name: chunk})
-                    chunk = []
-            writer.add_examples({name: chunk})
-            writer.close_splits([name])
+        with contextlib.closing(self._encoded):
+            for name, examples in splits.items():
+                self._write_split(writer, name, examples)
         if self.bad and not self._skip_bad:
             raise UserError(_bad_text(self.bad, len(self._listing.records)))
         assert len(self._kept) + len(self.bad) == len(self._listing.records)
         self._refuse_copies()
         self.info.set_splits(info.splits)
         self._write_index(pathlib.Path(self.data_dir))
+
+    def _write_split(
+        self,
+        writer: tfds.core.SequentialWriter,
+        name: str,
+        examples: Iterator[tuple[int, dict]],
+    ) -> None:
+        chunk: list[dict] = []
+        for _, example in examples:
+            if self.bad and not self._skip_bad:
+                continue  # it will be refused; what is left is only looked at
+            chunk.append(example)
+            if len(chunk) == 256:
+                writer.add_examples({name: chunk})
+                chunk = []
+        writer.add_examples({name: chunk})
+        writer.close_splits([name])
 
     def _refuse_copies(self) -> None:
         trained = {e.digest for r, e in self._kept if r.role == "train"}
