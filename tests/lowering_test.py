@@ -1,11 +1,13 @@
 """The lowerings of convolution and pooling equal the plain operations."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abe_jax.models import lowering
+from abe_jax.models import lowering, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -23,8 +25,7 @@ def _random(*shape):
 
 
 # Pointwise; a dense layer, also where outputs are more than inputs; patches, of one
-# part and several (also taller than wide), with strides, in the gradient only; native
-# with a stride.
+# part and several (also taller than wide), with strides, in the gradient only.
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "pad"),
     [
@@ -63,6 +64,92 @@ def test_convolution_equals_the_native_one(
         both(lowering.conv_general_dilated),
         both(jax.lax.conv_general_dilated),
     )
+
+
+# Even and odd maps, with and without padding on either side.
+@pytest.mark.parametrize(
+    ("size", "pads"),
+    [
+        ((4, 4), ((1, 1), (1, 1))),
+        ((7, 5), ((1, 1), (1, 1))),
+        ((6, 9), ((0, 0), (0, 0))),
+        ((5, 8), ((2, 0), (0, 1))),
+    ],
+)
+@pytest.mark.parametrize("images_at_once", [1, 2, 6])
+def test_winograd_convolution_equals_the_native_one(
+    size, pads, images_at_once, monkeypatch
+):
+    monkeypatch.setattr(
+        winograd, "_TILE_VALUES", images_at_once * 4 * size[0] * size[1] * (3 + 5)
+    )
+    maps, weights = _random(6, *size, 3), _random(3, 3, 3, 5)
+
+    def native(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), pads, dimension_numbers=LAYOUT
+        )
+
+    def both(convolve):
+        value, pull_back = jax.vjp(convolve, maps, weights)
+        return value, pull_back(jnp.sin(value))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        jax.jit(lambda: both(partial(winograd.convolution, pads)))(),
+        jax.jit(lambda: both(native))(),
+    )
+
+
+def test_rounding_of_the_winograd_convolution_is_that_of_the_plain_one():
+    maps, weights = _random(4, 14, 14, 96), _random(3, 3, 96, 64)
+    pads = ((1, 1), (1, 1))
+    products = [
+        np.pad(np.asarray(maps, np.float64), ((0, 0), *pads, (0, 0)))[
+            :, i : i + 14, j : j + 14
+        ]
+        @ np.asarray(weights[i, j], np.float64)
+        for i in range(3)
+        for j in range(3)
+    ]
+    exact = sum(products)
+    found = jax.jit(partial(winograd.convolution, pads))(maps, weights)
+    plain = jax.lax.conv_general_dilated(
+        maps, weights, (1, 1), pads, dimension_numbers=LAYOUT
+    )
+    error = np.abs(found - exact).mean()
+    assert 0 < error < 3 * np.abs(plain - exact).mean()
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "channels", "stride", "taken"),
+    [
+        (14, 3, 64, 1, True),
+        (14, 3, 63, 1, False),  # too narrow to gain
+        (14, 5, 64, 1, False),
+        (14, 3, 64, 2, False),
+        (3, 3, 64, 1, False),  # a dense layer
+    ],
+)
+def test_wide_3x3_convolutions_are_winograd_on_the_cpu(
+    size, kernel, channels, stride, taken, monkeypatch
+):
+    called = []
+    monkeypatch.setattr(
+        winograd, "convolution", lambda pads, x, kernel: called.append(1) or x
+    )
+    pad = kernel // 2
+    jax.eval_shape(
+        partial(
+            lowering.conv_general_dilated,
+            window_strides=(stride, stride),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=LAYOUT,
+        ),
+        jnp.ones((2, size, size, channels)),
+        jnp.ones((kernel, kernel, channels, channels)),
+    )
+    assert bool(called) == taken
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (14, 14), (20, 20)])

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abe_jax.models import parts, winograd
 from abe_jax.precision import at_least_float32
 
 # 4 MB in float32 (measured: 1, 4 and 16): patches of this many values are made at once
@@ -28,7 +29,7 @@ _SMALL_MAP = 16 * 16
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Pads = winograd.Pads
 
 
 def conv_general_dilated(
@@ -61,10 +62,10 @@ def conv_general_dilated(
         return native(lhs, rhs)
     strides = (window_strides[0], window_strides[1])
     on_cpu = partial(_convolution, strides, padding)
-    if rhs.shape[:2] == strides == (1, 1) and not any(sum(padding, ())):
-        on_cpu = _pointwise
-    elif strides == (1, 1) and math.prod(lhs.shape[1:3]) <= math.prod(rhs.shape[:2]):
+    if strides == (1, 1) and math.prod(lhs.shape[1:3]) <= math.prod(rhs.shape[:2]):
         on_cpu = partial(_as_dense_layer, padding)
+    elif strides == (1, 1) and winograd.is_faster(lhs.shape, rhs.shape, padding):
+        on_cpu = partial(winograd.convolution, padding)
 
     def widened(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # Few CPUs multiply bfloat16; its values are multiplied in float32.
@@ -140,10 +141,6 @@ def _is_plain(padding: Any, options: dict[str, Any]) -> bool:
     )
 
 
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.tensordot(x, kernel[0, 0], axes=1)
-
-
 def _as_dense_layer(pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """One matrix from all positions to all positions, for maps as small as a kernel.
 
@@ -173,15 +170,15 @@ def _as_dense_layer(pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convolution(
     strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """Patches times matrix, some images at a time; forward for small maps only."""
-    if math.prod(x.shape[1:3]) > _SMALL_MAP:
+    """Patches times matrix, some images at a time; large maps are native forward."""
+    if kernel.shape[:2] != (1, 1) and math.prod(x.shape[1:3]) > _SMALL_MAP:
         return _native_convolution(strides, pads, x, kernel)
     matrix = kernel.reshape(-1, kernel.shape[3])
 
     def some(images: jax.Array) -> jax.Array:
         return jnp.matmul(_patches(images, kernel.shape, strides, pads), matrix)
 
-    return _whole(jax.lax.map(some, _parts(x, kernel.shape)))
+    return parts.join(jax.lax.map(some, _split(x, kernel.shape)))
 
 
 def _native_convolution(
@@ -207,8 +204,8 @@ def _convolution_backward(
     x, kernel = saved
     height, width, channels, features = kernel.shape
     matrix = kernel.reshape(-1, features)
-    parts = _parts(x, kernel.shape)
-    slopes = slope.reshape(*parts.shape[:2], *slope.shape[1:])
+    images = _split(x, kernel.shape)
+    slopes = slope.reshape(*images.shape[:2], *slope.shape[1:])
 
     def add_part(
         total: jax.Array, part: tuple[jax.Array, jax.Array]
@@ -233,10 +230,10 @@ def _convolution_backward(
         return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
 
     zeros = at_least_float32(jnp.zeros_like(matrix))
-    total, back = jax.lax.scan(add_part, zeros, (parts, slopes))
+    total, back = jax.lax.scan(add_part, zeros, (images, slopes))
     total = total.astype(kernel.dtype).reshape(kernel.shape)
     if back is not None:
-        return _whole(back), total
+        return parts.join(back), total
     native = partial(_native_convolution, strides, pads, kernel=kernel)
     _, pull_back = jax.vjp(native, x)
     return *pull_back(slope), total
@@ -260,16 +257,9 @@ def _patches(
     return jnp.concatenate(shifted, axis=-1)
 
 
-def _parts(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
-    """Splits `[B, ...]` to `[parts, images, ...]`, each part small enough."""
-    one = math.prod(x.shape[1:]) * math.prod(kernel[:2])
-    sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0]
-    images = max(n for n in sizes if n == 1 or n * one <= _PATCH_VALUES)
-    return x.reshape(-1, images, *x.shape[1:])
-
-
-def _whole(parts: jax.Array) -> jax.Array:
-    return parts.reshape(-1, *parts.shape[2:])
+def _split(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+    values = math.prod(x.shape[1:]) * math.prod(kernel[:2])
+    return parts.split(x, values, _PATCH_VALUES)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -304,7 +294,7 @@ def _pool_backward(
     slope: jax.Array,
 ) -> tuple[jax.Array]:
     x, y = saved
-    parts = _parts(x, (1, 1))
+    images = _split(x, (1, 1))
     pool = {"window": window, "stride": stride}
     (top, _), (left, _) = pads
 
@@ -316,8 +306,8 @@ def _pool_backward(
         slope = _slope_of_pool(images, rows, slope, axis=2, **pool)
         return slope[:, top : top + x.shape[1], left : left + x.shape[2]]
 
-    y, slope = (v.reshape(*parts.shape[:2], *v.shape[1:]) for v in (y, slope))
-    return (_whole(jax.lax.map(some, (parts, y, slope))),)
+    y, slope = (v.reshape(*images.shape[:2], *v.shape[1:]) for v in (y, slope))
+    return (parts.join(jax.lax.map(some, (images, y, slope))),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)

@@ -1,0 +1,24 @@
+"""Batches computed some images at a time, so that what is between fits the cache."""
+
+import jax
+
+
+def split(x: jax.Array, values_per_image: int, limit: int) -> jax.Array:
+    """Splits `[B, ...]` to `[parts, images, ...]`.
+
+    Args:
+      x: any batch.
+      values_per_image: how many are made of each image at once.
+      limit: how many there may be at once; one image is always a part.
+
+    Returns:
+      `x`, in as few equal parts as the limit allows.
+    """
+    sizes = [n for n in range(1, len(x) + 1) if len(x) % n == 0]
+    images = max(n for n in sizes if n == 1 or n * values_per_image <= limit)
+    return x.reshape(-1, images, *x.shape[1:])
+
+
+def join(parts: jax.Array) -> jax.Array:
+    """`[parts, images, ...]` to `[B, ...]`."""
+    return parts.reshape(-1, *parts.shape[2:])
