@@ -10,7 +10,7 @@ change the time, never a count.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import jax
@@ -325,12 +325,19 @@ def _counter(
             j = (i + offset) % blocks_b if triangle else offset
             right, other = cut(rows_b, j, 0), cut(labels_b, j, 0)
             sims = product(left, right, precision)
-            # Tiles whose labels cannot meet need no mask.
+            # Tiles whose labels cannot meet need no mask. A loop of one turn or none
+            # works in place, where `lax.cond` copies the tile; the barrier keeps XLA
+            # from making the mask for every tile, before the loop.
             meet = (ranges_a[i, 0] <= ranges_b[j, 1]) & (
                 ranges_b[j, 0] <= ranges_a[i, 1]
             )
             meet = meet | (ranges_a[i, 0] < 0) | (ranges_b[j, 0] < 0)
-            sims = lax.cond(meet, _only_negatives, lambda s, *_: s, sims, label, other)
+
+            def masked(turn: jax.Array, sims: jax.Array) -> jax.Array:
+                here, _ = lax.optimization_barrier((label, turn))
+                return _only_negatives(sims, here, other)
+
+            sims = lax.fori_loop(0, meet.astype(jnp.int32), masked, sims)
             row_total = count(sims, row_total, upper_a, lower_a, asked_a[i], i, 1)
             if columns:
                 asked = asked_b[j]
@@ -387,10 +394,12 @@ def _count_tile(
     def body(r: jax.Array, total: jax.Array) -> jax.Array:
         sure = lax.dynamic_slice(upper, (r, start), (1, tile))[0]
         maybe = lax.dynamic_slice(lower, (r, start), (1, tile))[0]
-        if axis == 1:
-            packed = mark(sims, sure[:, None], maybe[:, None])
-            # Summed lane by lane first: XLA's CPU backend then uses vectors.
-            packed = packed.reshape(tile, tile // LANES, LANES).sum(axis=1).sum(axis=1)
+        if on_cpu and axis == 1:
+            # Summed lane by lane first: XLA's CPU backend then uses vectors, and
+            # keeps no marks in memory.
+            strips = jnp.split(sims, tile // LANES, axis=1)
+            marks = (mark(strip, sure[:, None], maybe[:, None]) for strip in strips)
+            packed = reduce(jnp.add, marks).sum(axis=1)
         elif on_cpu:
             packed = lax.scan(
                 lambda c, row: (c + mark(row, sure, maybe), None),
@@ -398,7 +407,8 @@ def _count_tile(
                 sims,
             )[0]
         else:
-            packed = mark(sims, sure[None, :], maybe[None, :]).sum(axis=0)
+            sure, maybe = (jnp.expand_dims(x, axis) for x in (sure, maybe))
+            packed = mark(sims, sure, maybe).sum(axis=axis)
         both = jnp.stack([packed >> 16, packed & 0xFFFF], axis=1)[None]
         old = lax.dynamic_slice(total, (r, start, 0), (1, tile, 2))
         return lax.dynamic_update_slice(total, old + both, (r, start, 0))
