@@ -3,8 +3,9 @@
 XLA's CPU backend is slow at parts of what GoogLeNet is made of: 1 x 1 convolutions,
 convolutions of small maps, the weights' gradient of all others, the gradient of
 `reduce_window`, and bfloat16. On the CPU these become matrix products, of patches
-that stay in the cache, and element-wise maxima; every other platform gets the native
-operation. Values and gradients are those of the plain operations.
+that stay in the cache, and element-wise maxima, and wide 3 x 3 convolutions are left
+to `winograd`; every other platform gets the native operation. Values and gradients
+are those of the plain operations.
 """
 
 import math
