@@ -115,8 +115,8 @@ def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
 
     def shifted(x: jax.Array) -> jax.Array:
         wide = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
-        parts = (wide[..., i : i + channels] for i in range(1, size))
-        return sum(parts, wide[..., :channels])
+        others = (wide[..., i : i + channels] for i in range(1, size))
+        return sum(others, wide[..., :channels])
 
     def product(x: jax.Array) -> jax.Array:
         places = np.arange(channels)

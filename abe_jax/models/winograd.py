@@ -7,8 +7,8 @@ the kernel, the 2 x 2 outputs of the tile are
     A^T ((G g G^T) * (B^T d B)) A
 
 where `*` is element by element: over channels, features and tiles one matrix product
-for each of the 16 places. Both gradients take as few multiplications. Rounding is that
-of the plain sum, as all factors are 1, -1 or 1/2.
+for each of the 16 places. Both gradients take as few multiplications. As all factors
+are 1, -1 or 1/2, rounding is little worse than the plain sum's.
 """
 
 import math
