@@ -36,13 +36,8 @@ from abe_jax.retrieval_inputs import (
     pair_of,
     whole,
 )
-from abe_jax.retrieval_stream import (
-    Device,
-    Plan,
-    ProgressCallback,
-    count_exactly,
-    make_plan,
-)
+from abe_jax.retrieval_plan import Device, Plan, ProgressCallback, make_plan
+from abe_jax.retrieval_stream import count_exactly
 from abe_jax.retrieval_top_k import find
 
 _LEAST_QUERIES = 256  # counted at once, however many positives they have

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from abe_jax.retrieval_exact import READ_ROWS, Rows
-from abe_jax.retrieval_stream import LANES, Plan, product
+from abe_jax.retrieval_plan import LANES, Plan, product
 
 GROUP = 128  # rows
 
@@ -39,7 +39,7 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
     Returns:
       similarities [n, k] float32 and indices [n, k] int32.
     """
-    tile = 1024 if plan.devices[0].platform == "cpu" else 8192
+    tile = plan.widest_tile
     blocks = -(-rows.number // tile)
     held = np.zeros((blocks * tile, rows.dim), np.float32)
     for at in range(0, rows.number, READ_ROWS):

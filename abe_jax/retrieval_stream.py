@@ -8,8 +8,7 @@ change the time, never a count.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import lru_cache, partial, reduce
 from typing import Any
 
@@ -17,89 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from abe_jax.retrieval_exact import READ_ROWS, Side, recount_exactly
+from abe_jax.retrieval_plan import AXIS, LANES, Device, Plan, product
 
-AXIS = "blocks"
-REPLICATED = P()
-_CPU_MEMORY_MB = 256.0
-Device = Any  # type checkers do not take jax.Device for a type
-ProgressCallback = Callable[[int, int], None]
-LANES = 32  # tiles are multiples of this, so that counts vectorise
 _PRECISION_ERROR = {
     # Relative to |q| |g|, beside float32's own: three bfloat16 passes, and one.
     lax.Precision.HIGHEST: 0.0,
     lax.Precision.HIGH: 2.0**-14,
     lax.Precision.DEFAULT: 2.0**-7,
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where and in what portions a search runs.
-
-    Attributes:
-      devices: devices that share the work.
-      memory: bytes that blocks may take on each of them.
-      precision: of the matrix product on the device.
-      progress: called with the share of the work done, in (0, 1].
-    """
-
-    devices: tuple[Device, ...]
-    memory: float
-    precision: lax.Precision
-    progress: Callable[[float], None] | None
-
-    def part(self, begin: float, end: float) -> "Plan":
-        """The same plan for a part of the work, which tells its progress so."""
-        tell = self.progress
-        if tell is None:
-            return self
-        return replace(self, progress=lambda x: tell(begin + x * (end - begin)))
-
-    @property
-    def mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
-
-    def put(self, value: np.ndarray, spec: P = REPLICATED) -> jax.Array:
-        if len(self.devices) == 1:
-            return jax.device_put(value, self.devices[0])
-        return jax.device_put(value, NamedSharding(self.mesh, spec))
-
-
-def make_plan(
-    devices: Sequence[Device] | None,
-    block_memory_mb: float | None,
-    precision: lax.PrecisionLike,
-    progress: ProgressCallback | None,
-    number: int,
-) -> Plan:
-    """Fills in the defaults; progress is then told a share instead of queries."""
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise ValueError("devices is empty; give at least one, or None for all.")
-    if block_memory_mb is None:
-        # The CPU reports nothing, and its memory is the caller's as well.
-        stats = chosen[0].memory_stats() if chosen[0].platform != "cpu" else None
-        memory = _CPU_MEMORY_MB * 2**20
-        if stats and "bytes_limit" in stats:
-            memory = (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / 2
-    elif block_memory_mb > 0:
-        memory = block_memory_mb * 2**20
-    else:
-        raise ValueError(f"block_memory_mb is {block_memory_mb}; it must be above 0.")
-    try:
-        level = lax.Precision(precision)
-    except ValueError:
-        raise ValueError(
-            f"precision is {precision!r}; it must be 'highest', 'high' or 'default'."
-        ) from None
-    if progress is None:
-        return Plan(chosen, memory, level, None)
-    tell = progress
-    return Plan(chosen, memory, level, lambda x: tell(round(x * number), number))
 
 
 def count_exactly(
@@ -188,9 +116,8 @@ def count_negatives(
 
 def _portions(left: Side, right: Side, same: bool, plan: Plan) -> tuple[int, int]:
     """The side of a tile and the number of rows held on the device at once."""
-    widest = 1024 if plan.devices[0].platform == "cpu" else 8192
     tile = int(math.sqrt(plan.memory / 48)) // LANES * LANES
-    tile = max(LANES, min(tile, widest))
+    tile = max(LANES, min(tile, plan.widest_tile))
     number = max(len(left.order), len(right.order))
     row_bytes = 4 * left.rows.dim
     total = row_bytes * (number if same else len(left.order) + len(right.order))
@@ -359,11 +286,6 @@ def _counter(
             check_vma=False,
         )
     return jax.jit(step, donate_argnums=(1, 2))
-
-
-def product(left: jax.Array, right: jax.Array, precision: lax.Precision) -> jax.Array:
-    """Inner products of all pairs of rows, [n, m]."""
-    return lax.dot_general(left, right, (((1,), (1,)), ((), ())), precision=precision)
 
 
 def _only_negatives(sims: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:

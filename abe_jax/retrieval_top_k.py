@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from abe_jax import retrieval_neighbours as neighbours
 from abe_jax.retrieval_exact import READ_ROWS, Rows
-from abe_jax.retrieval_stream import AXIS, LANES, Device, Plan, product
+from abe_jax.retrieval_plan import AXIS, LANES, Device, Plan, product
 
 _GROUPS = (64, 32, 16, 8)
 _HASHED = 16  # columns that pick the candidates for duplicates
