@@ -206,7 +206,7 @@ def _convolution_backward(
     height, width, channels, features = kernel.shape
     matrix = kernel.reshape(-1, features)
     images = _split(x, kernel.shape)
-    slopes = slope.reshape(*images.shape[:2], *slope.shape[1:])
+    slopes = parts.split_alike(slope, images)
 
     def add_part(
         total: jax.Array, part: tuple[jax.Array, jax.Array]
@@ -307,7 +307,7 @@ def _pool_backward(
         slope = _slope_of_pool(images, rows, slope, axis=2, **pool)
         return slope[:, top : top + x.shape[1], left : left + x.shape[2]]
 
-    y, slope = (v.reshape(*images.shape[:2], *v.shape[1:]) for v in (y, slope))
+    y, slope = (parts.split_alike(v, images) for v in (y, slope))
     return (parts.join(jax.lax.map(some, (images, y, slope))),)
 
 

@@ -19,6 +19,11 @@ def split(x: jax.Array, values_per_image: int, limit: int) -> jax.Array:
     return x.reshape(-1, images, *x.shape[1:])
 
 
+def split_alike(x: jax.Array, parts: jax.Array) -> jax.Array:
+    """Splits another batch as `parts` are: `[parts, images, ...]`."""
+    return x.reshape(*parts.shape[:2], *x.shape[1:])
+
+
 def join(parts: jax.Array) -> jax.Array:
     """`[parts, images, ...]` to `[B, ...]`."""
     return parts.reshape(-1, *parts.shape[2:])

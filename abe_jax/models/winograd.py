@@ -90,7 +90,7 @@ def _backward(
     factors, pull_back = jax.vjp(_of_kernel, kernel)
     transposed = jax.tree.map(jnp.transpose, factors)
     images = _split(x, kernel)
-    slopes = slope.reshape(*images.shape[:2], *slope.shape[1:])
+    slopes = parts.split_alike(slope, images)
 
     def add_part(total: Grid, part: tuple[jax.Array, jax.Array]) -> Any:
         images, slope = part
