@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from abe_jax import (
-    checkpoint,
     data,
     models,
     optimizer,
@@ -22,6 +21,7 @@ from abe_jax import (
     train_step,
 )
 from abe_jax.errors import UserError
+from abe_jax.workdir import checkpoint
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -22,11 +22,10 @@ import numpy as np
 from absl import logging
 from flax import nnx, traverse_util
 
-from abe_jax import weight_files
 from abe_jax.errors import UserError
-from abe_jax.models import is_new_layer
+from abe_jax.models import is_new_layer, weight_files
 from abe_jax.models.googlenet import GoogLeNet
-from abe_jax.weight_files import Tensor
+from abe_jax.models.weight_files import Tensor
 
 Path = tuple[str, ...]
 

@@ -12,10 +12,8 @@ import jax
 from flax import nnx
 
 from abe_jax import (
-    checkpoint,
     data,
     evaluate,
-    metric_writer,
     models,
     optimizer,
     parallel,
@@ -25,6 +23,7 @@ from abe_jax import (
 )
 from abe_jax.data import samplers
 from abe_jax.errors import UserError
+from abe_jax.workdir import checkpoint, metric_writer
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from abe_jax import data, retrieval
 from abe_jax.data import samplers
-from abe_jax.data.benchmarks import sop
+from abe_jax.data.datasets import sop
 from abe_jax.prepare import prepare
 
 BATCH_SIZE = 64

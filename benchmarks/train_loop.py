@@ -22,15 +22,8 @@ import numpy as np
 import side_by_side
 from flax import nnx
 
-from abe_jax import (
-    host_memory,
-    metric_writer,
-    models,
-    optimizer,
-    parallel,
-    train,
-    train_step,
-)
+from abe_jax import host_memory, models, optimizer, parallel, train, train_step
+from abe_jax.workdir import metric_writer
 
 
 def loop_rates(config: Any) -> list[float]:

@@ -63,7 +63,7 @@ def photos(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory, photos) -> pathlib.Path:
     """All prepared data sets, with a few images of 60 x 40 pixels each."""
-    import fake_benchmarks as fake
+    import fake_datasets as fake
 
     from abe_jax.prepare import prepare
 

@@ -5,7 +5,8 @@ import collections
 import jax
 import pytest
 
-from abe_jax import checkpoint, evaluate, train, train_step
+from abe_jax import evaluate, train, train_step
+from abe_jax.workdir import checkpoint
 from configs import quickstart
 
 

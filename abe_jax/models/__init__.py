@@ -10,8 +10,8 @@ from flax import nnx
 
 from abe_jax.errors import UserError
 from abe_jax.models.abe import ABE
-from abe_jax.models.baselines import MHeads, OneHead
 from abe_jax.models.googlenet import VARIANTS, GoogLeNet
+from abe_jax.models.heads import MHeads, OneHead
 
 __all__ = [
     "ABE",

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.models import googlenet, initializers, lowering
+from abe_jax.models import googlenet, initializers
+from abe_jax.models.cpu import lowering
 from abe_jax.precision import at_least_float32
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abe_jax.models import initializers, lowering
+from abe_jax.models import initializers
 from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.cpu import lowering
 from abe_jax.precision import at_least_float32, working_dtype
 
 DATA_AXIS = "data"

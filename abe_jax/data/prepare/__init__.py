@@ -1,0 +1,1 @@
+"""Data sets on disk to prepared records: `python -m abe_jax.prepare`."""

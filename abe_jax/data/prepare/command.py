@@ -1,0 +1,280 @@
+"""Makes a data set ready for training: checked, complete, small and fast to read.
+
+python -m abe_jax.prepare --dataset=cub200 --source=CUB_200_2011 --data_dir=data
+"""
+
+import contextlib
+import errno
+import fcntl
+import io
+import logging
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import tqdm
+from absl import app, flags
+
+from abe_jax import command_line
+from abe_jax.data import datasets, prepared
+from abe_jax.data.datasets.listing import Expected
+from abe_jax.data.prepare.encoding import Storing
+from abe_jax.errors import UserError
+
+_DATASET = flags.DEFINE_string(
+    "dataset", None, f"One of {', '.join(datasets.READERS)}."
+)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Folder, zip or tgz file with the data set, in any known layout."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder to write to: DIR/cub200/1.0.0/..."
+)
+_SIZE = flags.DEFINE_integer(
+    "size", 256, "Short side of the stored images, pixels; none is enlarged."
+)
+_QUALITY = flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100.")
+_KEEP_ORIGINAL = flags.DEFINE_bool(
+    "keep_original", False, "Store images at their size, JPEG files unchanged."
+)
+_SKIP_BAD = flags.DEFINE_bool(
+    "skip_bad", False, "Leave out files that are no usable images, and list them."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", len(os.sched_getaffinity(0)), "Processes; all cores by default."
+)
+_FLAGS = (
+    _DATASET,
+    _SOURCE,
+    _DATA_DIR,
+    _SIZE,
+    _QUALITY,
+    _KEEP_ORIGINAL,
+    _SKIP_BAD,
+    _NUM_PROCESSES,
+)
+
+
+def prepare(
+    dataset: str,
+    source: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    *,
+    storing: Storing | None = None,
+    skip_bad: bool = False,
+    num_processes: int = 1,
+    expected: Expected | None = None,
+) -> str:
+    """Checks a data set and writes it as a TFDS data set of ArrayRecords.
+
+    It is written beside its place and moved there once it is whole, so that one that
+    was interrupted leaves nothing that is taken for a data set; the next run deletes
+    the rest and starts again. One that is there already is left as it is.
+
+    Args:
+      dataset: "cub200", "cars196", "sop", "inshop" or "image_folder".
+      source: folder or archive with the data set, in any known layout.
+      data_dir: folder of all prepared data sets; made if missing.
+      storing: how images are stored; the short side at 256, quality 95 by default.
+      skip_bad: whether files that are no usable images are left out; their names are
+        then in `bad_files.txt` beside the records.
+      num_processes: processes that encode images.
+      expected: numbers to hold the data to; the official ones by default.
+
+    Returns:
+      a summary: lines of plain text.
+
+    Raises:
+      UserError: something in the arguments or the data that the user can mend.
+    """
+    storing = storing or Storing()
+    if dataset not in datasets.READERS:
+        known = ", ".join(datasets.READERS)
+        raise UserError(f"--dataset is {dataset!r}; known are {known}.")
+    if storing.size < 16 or not 1 <= storing.quality <= 100:
+        raise UserError(
+            f"--size is {storing.size} and --quality {storing.quality}; a size of at "
+            "least 16 and a quality of 1 to 100 are needed."
+        )
+    source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
+    if not source.exists():
+        raise UserError(
+            f"--source {str(source)!r} does not exist; give the folder or the archive "
+            "with the data set."
+        )
+    folder = data_dir / dataset
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            if done := prepared.find(data_dir, dataset):
+                return _already_there(done, storing)
+            return _write(
+                dataset, source, folder, storing, skip_bad, num_processes, expected
+            )
+    except OSError as error:
+        raise UserError(_disk_text(error, folder)) from error
+    except RuntimeError as error:  # what the writer of ArrayRecords raises
+        if "No space left" not in str(error) and "quota exceeded" not in str(error):
+            raise
+        full = OSError(errno.ENOSPC, str(error))
+        raise UserError(_disk_text(full, folder)) from error
+
+
+def _write(
+    dataset: str,
+    source: pathlib.Path,
+    folder: pathlib.Path,
+    storing: Storing,
+    skip_bad: bool,
+    num_processes: int,
+    expected: Expected | None,
+) -> str:
+    from abe_jax.data.prepare import builders  # not above: --help needs no TFDS
+
+    start = time.perf_counter()
+    _remove_unfinished(folder)
+    scratch = folder / "unpacked.incomplete"
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        listing = datasets.read(dataset, source, scratch, expected)
+        bar = stack.enter_context(
+            tqdm.tqdm(total=len(listing.records), unit=" images", desc=dataset)
+        )
+        builder = builders.BUILDERS[dataset](
+            listing=listing,
+            storing=storing,
+            data_dir=str(folder.parent),
+            skip_bad=skip_bad,
+            num_processes=num_processes,
+            progress=bar.update,
+        )
+        # TFDS makes this folder, though nothing is downloaded, and prints.
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        builder.download_and_prepare(download_dir=str(scratch / "downloads"))
+    done = prepared.find(folder.parent, dataset)
+    assert done is not None
+    lines = [f"layout: {listing.layout}", _summary(done)]
+    if builder.bad:
+        text = "".join(f"{name}\t{reason}\n" for name, reason in builder.bad)
+        (done / "bad_files.txt").write_text(text)
+        lines += [f"left out: {name} ({reason})" for name, reason in builder.bad]
+    if builder.copies:
+        lines.append(
+            f"{builder.copies:,} images outside of the training part are copies of "
+            "training images; they were kept."
+        )
+    return "\n".join([*lines, f"{time.perf_counter() - start:.0f} s"])
+
+
+def _summary(folder: pathlib.Path) -> str:
+    """A table of classes, images and bytes by role."""
+    records = prepared.PreparedRecords(folder, 1)
+    rows = [f"{folder}", f"{'part':<10}{'classes':>10}{'images':>10}{'MiB':>10}"]
+    for role in prepared.ROLES:
+        labels = records.labels[records.roles == role]
+        if len(labels):
+            files = folder.glob(f"*-{role}.array_record*")
+            size = sum(file.stat().st_size for file in files) / 2**20
+            classes = len(set(labels.tolist()))
+            rows.append(f"{role:<10}{classes:>10,}{len(labels):>10,}{size:>10,.1f}")
+    if records.num_skipped:
+        rows.append(f"{records.num_skipped} bad files were left out: bad_files.txt")
+    return "\n".join(rows)
+
+
+def _already_there(folder: pathlib.Path, storing: Storing) -> str:
+    stored = prepared.PreparedRecords(folder, 1).stored_size
+    wanted = 0 if storing.keep_original else storing.size
+    if stored != wanted:
+        have, want = (
+            f"a short side of {size}" if size else "original sizes"
+            for size in (stored, wanted)
+        )
+        raise UserError(
+            f"{folder} is prepared with {have}, not with {want}; delete it or choose "
+            "another --data_dir."
+        )
+    return f"already prepared; nothing to do\n{_summary(folder)}"
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path) -> Iterator[None]:
+    """Refuses a second run on the same data set, as long as the first one lives."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is preparing {folder}; wait for it or end it."
+            ) from error
+        yield
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+    """Deletes what a run left behind that was killed."""
+    for path in folder.glob("*incomplete*"):
+        shutil.rmtree(path, ignore_errors=True)
+    final = folder / prepared.VERSION
+    if final.exists():  # without an index: not written by this program
+        raise UserError(
+            f"{final} exists but holds no {prepared.INDEX_FILE}; delete it or choose "
+            "another --data_dir."
+        )
+
+
+def _disk_text(error: OSError, folder: pathlib.Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder).free / 2**20
+        return (
+            f"the disk is full: {free:,.0f} MiB left in {folder}; nothing was kept. "
+            "Make room or choose another --data_dir, and run again."
+        )
+    where = error.filename or folder
+    return f"cannot read or write {str(where)!r}: {error.strerror or error}."
+
+
+def _main(argv: Sequence[str]) -> None:
+    command_line.refuse_arguments(argv)
+    for flag in (_DATASET, _SOURCE, _DATA_DIR):
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing; --help tells more.")
+    # TFDS tells much that is not for the user of this program.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    text = prepare(
+        str(_DATASET.value),
+        str(_SOURCE.value),
+        str(_DATA_DIR.value),
+        storing=Storing(_SIZE.value, _KEEP_ORIGINAL.value, _QUALITY.value),
+        skip_bad=_SKIP_BAD.value,
+        num_processes=_NUM_PROCESSES.value,
+    )
+    print(text)
+
+
+def _guarded_main(argv: Sequence[str]) -> None:
+    try:
+        _main(argv)
+    except UserError as error:
+        command_line.tell(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        command_line.tell("interrupted; nothing was kept. Run the same command again.")
+        sys.exit(130)
+
+
+def _help() -> str:
+    lines = [__doc__ or "", "Flags:"]
+    lines += [f"  --{flag.name:<15}{flags.FLAGS[flag.name].help}" for flag in _FLAGS]
+    lines += ["", "docs/datasets.md tells which layouts are known."]
+    return "\n".join(lines)
+
+
+def run() -> None:
+    """Entry point of `abe-jax-prepare` and of `python -m abe_jax.prepare`."""
+    app.run(
+        _guarded_main,
+        flags_parser=lambda argv: command_line.parse_flags(argv, _help),
+    )

@@ -1,0 +1,1 @@
+"""What only CPUs need: convolutions and pooling that XLA computes slowly there."""

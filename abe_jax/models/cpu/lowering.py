@@ -1,0 +1,358 @@
+"""Convolution and pooling, lowered to what each platform runs fastest.
+
+XLA's CPU backend is slow at parts of what GoogLeNet is made of: 1 x 1 convolutions,
+convolutions of small maps, the weights' gradient of all others, the gradient of
+`reduce_window`, and bfloat16. On the CPU these become matrix products, of patches
+that stay in the cache, and element-wise maxima, and wide 3 x 3 convolutions are left
+to `winograd`; every other platform gets the native operation. Values and gradients
+are those of the plain operations.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abe_jax.models.cpu import parts, winograd
+from abe_jax.precision import at_least_float32
+
+# 4 MB in float32 (measured: 1, 4 and 16): patches of this many values are made at once
+# and multiplied before they leave the cache.
+_PATCH_VALUES = 2**20
+
+# Forward, maps of up to so many positions are multiplied as patches: at 14 x 14 that is
+# up to 1.9 times as fast as the native convolution (AVX2), at 28 x 28 it is not.
+_SMALL_MAP = 16 * 16
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+Pads = winograd.Pads
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    **options: Any,
+) -> jax.Array:
+    """Stands in for `jax.lax.conv_general_dilated` in `nnx.Conv`.
+
+    Args:
+      lhs: maps `[B, H, W, C]`.
+      rhs: kernel `[kh, kw, C, D]`.
+      window_strides: two strides.
+      padding: `((top, bottom), (left, right))` for the CPU's own lowerings; strings
+        are passed on to the native convolution.
+      **options: passed on; group counts and dilations other than 1 are always native.
+
+    Returns:
+      maps `[B, H', W', D]`, in the promoted dtype of the inputs.
+    """
+
+    def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, window_strides, padding, **options
+        )
+
+    if not _is_plain(padding, options):
+        return native(lhs, rhs)
+    strides = (window_strides[0], window_strides[1])
+    on_cpu = partial(_convolution, strides, padding)
+    if strides == (1, 1) and math.prod(lhs.shape[1:3]) <= math.prod(rhs.shape[:2]):
+        on_cpu = partial(_as_dense_layer, padding)
+    elif strides == (1, 1) and winograd.is_faster(lhs.shape, rhs.shape, padding):
+        on_cpu = partial(winograd.convolution, padding)
+
+    def widened(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Few CPUs multiply bfloat16; its values are multiplied in float32.
+        y = on_cpu(at_least_float32(x), at_least_float32(kernel))
+        return y.astype(x.dtype)
+
+    return jax.lax.platform_dependent(lhs, rhs, cpu=widened, default=native)
+
+
+def max_pool(
+    maps: jax.Array, window: int, stride: int, pads: Pads = ((0, 0), (0, 0))
+) -> jax.Array:
+    """Maximum over square windows; padding never wins.
+
+    Of equal maxima the first in reading order takes the gradient, on every platform.
+
+    Args:
+      maps: `[B, H, W, C]`, floating point.
+      window: side of the window.
+      stride: step of the window.
+      pads: `((top, bottom), (left, right))`; negative values are not allowed.
+
+    Returns:
+      `[B, H', W', C]`, with `H' = (H + top + bottom - window) // stride + 1`.
+    """
+
+    def widened(x: jax.Array) -> jax.Array:
+        y: Any = _pool(window, stride, pads, at_least_float32(x))
+        return y.astype(x.dtype)
+
+    native = partial(_native_pool, window, stride, pads)
+    return jax.lax.platform_dependent(maps, cpu=widened, default=native)
+
+
+def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
+    """Sums of `size` neighbouring channels, an odd number, centred on each channel.
+
+    Args:
+      x: `[..., C]`, floating point; channels beyond the ends count as zero.
+      size: odd number of channels.
+
+    Returns:
+      `[..., C]`.
+    """
+    reach, channels = size // 2, x.shape[-1]
+
+    def shifted(x: jax.Array) -> jax.Array:
+        wide = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
+        others = (wide[..., i : i + channels] for i in range(1, size))
+        return sum(others, wide[..., :channels])
+
+    def product(x: jax.Array) -> jax.Array:
+        places = np.arange(channels)
+        band = np.abs(places[:, None] - places[None, :]) <= reach
+        return jnp.tensordot(x, jnp.asarray(band, x.dtype), axes=1)
+
+    return jax.lax.platform_dependent(x, cpu=product, default=shifted)
+
+
+def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
+    """Padding on the far side that makes a pooling round its output size up."""
+    outputs = max(0, -(-(size - window) // stride)) + 1
+    return 0, max(0, (outputs - 1) * stride + window - size)
+
+
+def _is_plain(padding: Any, options: dict[str, Any]) -> bool:
+    dilations = (*(options.get("lhs_dilation") or ()),)
+    dilations += (*(options.get("rhs_dilation") or ()),)
+    return (
+        not isinstance(padding, str)
+        and set(dilations) <= {1}
+        and options.get("feature_group_count", 1) == 1
+    )
+
+
+def _as_dense_layer(pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix from all positions to all positions, for maps as small as a kernel.
+
+    It takes fewer multiplications than patches do, which are padding for the most part,
+    and copies nothing but the kernel.
+    """
+    (top, bottom), (left, right) = pads
+    batch, height, width, channels = x.shape
+    rows = height + top + bottom - kernel.shape[0] + 1
+    columns = width + left + right - kernel.shape[1] + 1
+    room = ((height, height), (width, width), (0, 0), (0, 0))
+    wide = jnp.pad(kernel, room)
+
+    def from_all_inputs(i: int, j: int) -> jax.Array:
+        """Weights from each input to the output at (i, j)."""
+        row, column = height + top - i, width + left - j
+        return wide[row : row + height, column : column + width]
+
+    positions = [(i, j) for i in range(rows) for j in range(columns)]
+    matrix = jnp.stack([from_all_inputs(i, j) for i, j in positions], axis=3)
+    matrix = matrix.reshape(height * width * channels, -1)
+    y = jnp.matmul(x.reshape(batch, -1), matrix)
+    return y.reshape(batch, rows, columns, -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolution(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """Patches times matrix, some images at a time; large maps are native forward."""
+    if kernel.shape[:2] != (1, 1) and math.prod(x.shape[1:3]) > _SMALL_MAP:
+        return _native_convolution(strides, pads, x, kernel)
+    matrix = kernel.reshape(-1, kernel.shape[3])
+
+    def some(images: jax.Array) -> jax.Array:
+        return jnp.matmul(_patches(images, kernel.shape, strides, pads), matrix)
+
+    return parts.join(jax.lax.map(some, _split(x, kernel.shape)))
+
+
+def _native_convolution(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=LAYOUT
+    )
+
+
+def _convolution_forward(
+    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolution(strides, pads, x, kernel), (x, kernel)
+
+
+def _convolution_backward(
+    strides: tuple[int, int],
+    pads: Pads,
+    saved: tuple[jax.Array, jax.Array],
+    slope: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    height, width, channels, features = kernel.shape
+    matrix = kernel.reshape(-1, features)
+    images = _split(x, kernel.shape)
+    slopes = parts.split_alike(slope, images)
+
+    def add_part(
+        total: jax.Array, part: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        images, slope = part
+        rows, columns = slope.shape[1:3]
+        flat = slope.reshape(-1, features)
+        patches = _patches(images, kernel.shape, strides, pads)
+        patches = patches.reshape(-1, matrix.shape[0])
+        total += at_least_float32(jnp.matmul(patches.T, flat))
+        if strides != (1, 1):
+            return total, None
+        by_offset = jnp.matmul(flat, matrix.T)
+        by_offset = by_offset.reshape(-1, rows, columns, height, width, channels)
+        (top, bottom), (left, right) = pads
+        room = ((0, 0), (top, bottom), (left, right), (0, 0))
+        back = jnp.zeros_like(jnp.pad(images, room))
+        for i in range(height):
+            for j in range(width):
+                add = by_offset[:, :, :, i, j]
+                back = back.at[:, i : i + rows, j : j + columns].add(add)
+        return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    zeros = at_least_float32(jnp.zeros_like(matrix))
+    total, back = jax.lax.scan(add_part, zeros, (images, slopes))
+    total = total.astype(kernel.dtype).reshape(kernel.shape)
+    if back is not None:
+        return parts.join(back), total
+    native = partial(_native_convolution, strides, pads, kernel=kernel)
+    _, pull_back = jax.vjp(native, x)
+    return *pull_back(slope), total
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def _patches(
+    x: jax.Array, kernel: tuple[int, ...], strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Maps `[B, H, W, C]` to `[B, H', W', kh * kw * C]`."""
+    height, width = kernel[:2]
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    down, right = strides
+    rows, columns = x.shape[1] - height, x.shape[2] - width
+    offsets = [(i, j) for i in range(height) for j in range(width)]
+    shifted = [
+        x[:, i : i + rows + 1 : down, j : j + columns + 1 : right] for i, j in offsets
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def _split(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+    values = math.prod(x.shape[1:]) * math.prod(kernel[:2])
+    return parts.split(x, values, _PATCH_VALUES)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    """The native one, whose gradient is that of maxima of columns, then of rows."""
+    return _native_pool(window, stride, pads, x)
+
+
+def _native_pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    return jax.lax.reduce_window(
+        x,
+        -jnp.inf,  # a literal: JAX must see that this is a maximum
+        jax.lax.max,
+        (1, window, window, 1),
+        (1, stride, stride, 1),
+        ((0, 0), *pads, (0, 0)),
+    )
+
+
+def _pool_forward(
+    window: int, stride: int, pads: Pads, x: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y: Any = _pool(window, stride, pads, x)
+    return y, (x, y)
+
+
+def _pool_backward(
+    window: int,
+    stride: int,
+    pads: Pads,
+    saved: tuple[jax.Array, jax.Array],
+    slope: jax.Array,
+) -> tuple[jax.Array]:
+    x, y = saved
+    images = _split(x, (1, 1))
+    pool = {"window": window, "stride": stride}
+    (top, _), (left, _) = pads
+
+    def some(part: tuple[jax.Array, ...]) -> jax.Array:
+        images, maxima, slope = part
+        images = _surround(images, pads)
+        rows = _pool_axis(images, axis=2, **pool)
+        slope = _slope_of_pool(rows, maxima, slope, axis=1, **pool)
+        slope = _slope_of_pool(images, rows, slope, axis=2, **pool)
+        return slope[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+    y, slope = (parts.split_alike(v, images) for v in (y, slope))
+    return (parts.join(jax.lax.map(some, (images, y, slope))),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _surround(x: jax.Array, pads: Pads) -> jax.Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+
+
+def _shifted(
+    x: jax.Array, offset: int, count: int, stride: int, axis: int
+) -> jax.Array:
+    end = offset + (count - 1) * stride + 1
+    return jax.lax.slice_in_dim(x, offset, end, stride, axis)
+
+
+def _pool_axis(x: jax.Array, *, window: int, stride: int, axis: int) -> jax.Array:
+    count = (x.shape[axis] - window) // stride + 1
+    y = _shifted(x, 0, count, stride, axis)
+    for offset in range(1, window):
+        y = jnp.maximum(y, _shifted(x, offset, count, stride, axis))
+    return y
+
+
+def _slope_of_pool(
+    x: jax.Array, y: jax.Array, slope: jax.Array, *, window: int, stride: int, axis: int
+) -> jax.Array:
+    """Gives each maximum's slope to its first place along an axis."""
+    count = y.shape[axis]
+    # Places of one remainder by the stride lie side by side. Padded and added: XLA
+    # takes three times as long to add to slices in place.
+    shape = list(x.shape)
+    shape[axis] = length = -(-x.shape[axis] // stride)
+    phases = [jnp.zeros(shape, slope.dtype)] * stride
+    free = jnp.ones(y.shape, bool)
+    for offset in range(window):
+        hit = free & (_shifted(x, offset, count, stride, axis) == y)
+        free &= ~hit
+        before = offset // stride
+        pads = [(0, 0)] * x.ndim
+        pads[axis] = (before, length - count - before)
+        phases[offset % stride] += jnp.pad(jnp.where(hit, slope, 0), pads)
+    if stride == 1:
+        return phases[0]
+    together = jnp.stack(phases, axis=axis + 1)
+    shape[axis] *= stride
+    return jax.lax.slice_in_dim(together.reshape(shape), 0, x.shape[axis], axis=axis)

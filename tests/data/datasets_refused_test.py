@@ -1,0 +1,327 @@
+"""Data sets that are not whole, or not what they are taken for: each is refused."""
+
+import os
+import shutil
+import tarfile
+import zipfile
+
+import fake_datasets as fake
+import pytest
+
+from abe_jax.data import datasets
+from abe_jax.data.datasets.listing import Tree
+from abe_jax.errors import UserError
+
+
+def read(dataset, root, scratch, expected=None):
+    expected = fake.SMALL[dataset] if expected is None else expected
+    return datasets.read(dataset, root, scratch, expected)
+
+
+# What was done to a data set, and what its user is told.
+
+
+def _first(root, suffix=".jpg"):
+    return min(p for p in root.rglob("*") if p.name.lower().endswith(suffix))
+
+
+def _one_too_many(root):
+    first = _first(root)
+    shutil.copy(first, first.with_name("99999.jpg"))
+
+
+def _one_missing(root):
+    _first(root).unlink()
+
+
+# Rows of parquet files are not lost or added by accident.
+@pytest.mark.parametrize("layout", [x for x in fake.LAYOUTS if "parquet" not in x])
+@pytest.mark.parametrize("change", [_one_too_many, _one_missing])
+def test_one_file_more_or_less(layout, change, tmp_path):
+    dataset, write, _ = fake.LAYOUTS[layout]
+    root = write(tmp_path / "source", fake.SMALL[dataset], fake.no_image)
+    change(root)
+    if layout == "cub200 classes":
+        found = 34 if change is _one_too_many else 32
+        message = f"train part has 8 classes and {found} images, the official one 8 "
+    elif change is _one_too_many:
+        message = "1 image.s. in .* are not listed in .*files were added"
+    else:
+        message = "1 of the .* images listed in .* are not in .*incomplete"
+    with pytest.raises(UserError, match=message):
+        read(dataset, tmp_path / "source", tmp_path / "scratch")
+
+
+def _edit(path, change):
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+
+def _shift_cub(root):
+    """Class ids from 0."""
+
+    def change(lines):
+        rows = (line.split() for line in lines)
+        return [f"{i} {int(c) - 1}\n" for i, c in rows]
+
+    _edit(root / "CUB_200_2011" / "image_class_labels.txt", change)
+
+
+def _shift_rows_of_cub(root):
+    """Each image the label of the next."""
+
+    def change(lines):
+        rows = [line.split() for line in lines]
+        labels = [row[1] for row in rows]
+        labels = labels[1:] + labels[-1:]
+        return [f"{r[0]} {c}\n" for r, c in zip(rows, labels, strict=True)]
+
+    _edit(root / "CUB_200_2011" / "image_class_labels.txt", change)
+
+
+def _shift_sop(root):
+    for role in ("train", "test"):
+
+        def change(lines):
+            rows = [line.split() for line in lines[1:]]
+            return lines[:1] + [f"{a} {int(b) - 1} {c} {d}\n" for a, b, c, d in rows]
+
+        _edit(root / "Stanford_Online_Products" / f"Ebay_{role}.txt", change)
+
+
+def _shift_cars_b(root):
+    expected = fake.SMALL["cars196"]
+    for half, part in fake._halves(expected).items():
+        records = [{**fake._corners(), "class": c - 1, "fname": n} for c, n in part]
+        name = {
+            "train": "devkit/cars_train_annos.mat",
+            "test": "cars_test_annos_withlabels.mat",
+        }[half]
+        fake._annotations(root, name, records)
+
+
+def _shift_rows_of_csv(root):
+    for half in ("train", "test"):
+        path = root / f"anno_{half}.csv"
+        fake.rewrite_csv(path, lambda row: [*row[:-1], str(int(row[-1]) % 16 + 1)])
+
+
+def _shift_inshop(root):
+    def change(lines):
+        rows = [line.split() for line in lines[2:]]
+        items = [row[1] for row in rows]
+        items = items[1:] + items[:1]
+        rows = zip(rows, items, strict=True)
+        return lines[:2] + [f"{row[0]}  {item}  {row[2]}\n" for row, item in rows]
+
+    _edit(root / "Eval" / "list_eval_partition.txt", change)
+
+
+def _train_as_test_sop(root):
+    base = root / "Stanford_Online_Products"
+    shutil.copy(base / "Ebay_train.txt", base / "Ebay_test.txt")
+
+
+def _train_as_test_cars(root):
+    shutil.rmtree(root / "cars_test")
+    shutil.copytree(root / "cars_train", root / "cars_test")
+
+
+def _train_as_query(root):
+    def change(lines):
+        return [
+            line.replace(" train", " query") if i % 5 == 3 else line
+            for i, line in enumerate(lines)
+        ]
+
+    _edit(root / "Eval" / "list_eval_partition.txt", change)
+
+
+def _mixed_cars(root):
+    fake.cars196_form_a(root, fake.SMALL["cars196"])
+
+
+def _annotations_of_form_a(root):
+    (root / "devkit" / "cars_train_annos.mat").unlink()
+    fake.cars196_form_a(root / "a", fake.SMALL["cars196"])
+    shutil.move(root / "a" / "cars_annos.mat", root / "cars_annos.mat")
+    shutil.rmtree(root / "a")
+
+
+def _annotations_of_form_b(root):
+    (root / "cars_annos.mat").unlink()
+    fake.cars196_form_b(root / "b", fake.SMALL["cars196"])
+    shutil.move(root / "b" / "devkit" / "cars_train_annos.mat", root)
+    shutil.rmtree(root / "b")
+
+
+def _no_test_labels(root):
+    (root / "cars_test_annos_withlabels.mat").unlink()
+
+
+def _one_parquet_half(root):
+    for path in (root / "data").glob("test-*"):
+        path.unlink()
+
+
+def _classification_half_of_cub(root):
+    """Only what train_test_split.txt calls training."""
+    base = root / "CUB_200_2011"
+    kept = {
+        line.split()[0]
+        for line in (base / "train_test_split.txt").read_text().splitlines()
+        if line.endswith(" 1")
+    }
+    for line in (base / "images.txt").read_text().splitlines():
+        key, name = line.split()
+        if key not in kept:
+            (base / "images" / name).unlink()
+    for name in ("images.txt", "image_class_labels.txt"):
+        _edit(base / name, lambda lines: [x for x in lines if x.split()[0] in kept])
+
+
+def _no_csv(root):
+    (root / "anno_train.csv").unlink()
+    (root / "anno_test.csv").unlink()
+
+
+def _cut_partition(root):
+    _edit(root / "Eval" / "list_eval_partition.txt", lambda lines: lines[:-5])
+
+
+def _no_images(root):
+    shutil.rmtree(root / "Img")
+
+
+def _two_copies(root):
+    shutil.copytree(root / "CUB_200_2011", root / "backup")
+
+
+def _truncated_mat(root):
+    path = root / "cars_annos.mat"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _damaged_line(root):
+    _edit(root / "CUB_200_2011" / "images.txt", lambda lines: [*lines, "77\n"])
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("cub200", _shift_cub, "go from 0 to 15, but the official ones from 1 to 16"),
+        ("cub200", _shift_rows_of_cub, "the labels are shifted against the images"),
+        ("cub200", _classification_half_of_cub, "classification split .train_test"),
+        ("cub200", _two_copies, "holds CUB-200-2011 2 times"),
+        ("cub200", _damaged_line, "line 68 of .*images.txt has 1 columns, expected 2"),
+        ("sop", _shift_sop, "go from 0 to 14.*shifted by one"),
+        ("sop", _train_as_test_sop, "Ebay_test.txt offers training images as test"),
+        ("cars196 form B", _shift_cars_b, "go from 0 to 15.*shifted by one"),
+        ("cars196 form B", _train_as_test_cars, "training images are offered as test"),
+        ("cars196 form B", _mixed_cars, "mixes two layouts of Cars-196, form A"),
+        ("cars196 form B", _annotations_of_form_a, "numbers the images otherwise"),
+        ("cars196 form B", _no_test_labels, "the labels of cars_test/ are missing"),
+        ("cars196 nested", _no_test_labels, "the labels of cars_test/ are missing"),
+        ("cars196 form A", _annotations_of_form_b, "belongs to form B"),
+        ("cars196 form A", _truncated_mat, "is not the MATLAB file that Cars-196 has"),
+        ("cars196 by class", _shift_rows_of_csv, "labels are shifted against the fold"),
+        ("cars196 by class", _no_csv, "neither anno_train.csv nor anno_test.csv"),
+        ("cars196 parquet", _one_parquet_half, "only the train part of the classif"),
+        ("inshop", _shift_inshop, "labels are shifted against the images"),
+        ("inshop", _train_as_query, "list_eval_partition.txt offers training images"),
+        ("inshop", _cut_partition, "says 68 images in its first line and lists 63"),
+        ("inshop", _no_images, "but not its images, such as 'img/WOMEN"),
+    ],
+)
+def test_refused(layout, change, message, tmp_path):
+    dataset, write, _ = fake.LAYOUTS[layout]
+    write(tmp_path / "source", fake.SMALL[dataset])
+    change(tmp_path / "source")
+    with pytest.raises(UserError, match=message) as caught:
+        read(dataset, tmp_path / "source", tmp_path / "scratch")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("expected", "cause"),
+    [
+        ({"train": (3, 9), "test": (3, 9)}, "go from 1 to 16, but the official ones"),
+        ({"train": (8, 34), "test": (8, 33)}, "8 classes and 33 images, .* 8 and 34"),
+    ],
+)
+def test_mismatch_names_both_numbers(expected, cause, tmp_path):
+    fake.cub200(tmp_path, fake.SMALL["cub200"], fake.no_image)
+    with pytest.raises(UserError, match=cause):
+        read("cub200", tmp_path, tmp_path / "scratch", expected)
+
+
+def test_half_of_the_classification_split_is_told(tmp_path):
+    halves = ("train/", "test/")
+    fake.cub200_classes(tmp_path, fake.SMALL["cub200"], fake.no_image, halves=halves)
+    listing = read("cub200", tmp_path, tmp_path / "scratch")
+    assert "merged" in listing.layout
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(UserError, match="the train/ part of the classification split"):
+        read("cub200", tmp_path, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop", "inshop"])
+def test_another_folder_is_refused(dataset, tmp_path):
+    fake.write(tmp_path, "notes/readme.txt", b"nothing")
+    with pytest.raises(UserError, match="hold"):
+        read(dataset, tmp_path, tmp_path / "scratch")
+
+
+def test_missing_source(tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        read("cub200", tmp_path / "nowhere", tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.zip", b"PK not really", "cannot unpack a.zip"),
+        ("a.tgz", b"\x1f\x8b broken", "cannot unpack a.tgz"),
+        ("a.rar", b"Rar!", "neither a folder nor a zip"),
+    ],
+)
+def test_bad_archives(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read("cub200", tmp_path / name, tmp_path / "scratch")
+
+
+def test_locked_archive(tmp_path):
+    fake.write_locked_zip(tmp_path / "img_highres.zip")
+    with pytest.raises(UserError, match="needs a password"):
+        read("inshop", tmp_path / "img_highres.zip", tmp_path / "scratch")
+
+
+def test_archive_that_leads_out_of_the_folder(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(__file__, "../../outside.py")
+    with pytest.raises(UserError, match="cannot unpack a.tar"):
+        read("cub200", tmp_path / "a.tar", tmp_path / "x" / "y" / "scratch")
+    assert not list(tmp_path.rglob("outside.py"))
+
+
+def test_archive_larger_than_the_disk(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("1.jpg", b"0" * 1000)
+    usage = type("Usage", (), {"free": 999})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="make room"):
+        read("cub200", tmp_path / "a.zip", tmp_path / "scratch")
+
+
+def test_unreadable_folder(tmp_path, monkeypatch):
+    fake.cub200(tmp_path, fake.SMALL["cub200"], fake.no_image)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("003.Bird_3"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read the folder .*003.Bird_3"):
+        Tree.of(tmp_path)

@@ -1,0 +1,66 @@
+"""Every digit of the paper's table of sizes (design: derived, not measured)."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from abe_jax.models.cpu import lowering
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "model_sizes.py"
+
+# Parameters / 10^7 and multiply-adds / 10^9.
+TABLE = """
+1-head^512  0.65 1.58
+2-heads^512 1.18 2.25
+4-heads^512 2.24 3.60
+8-heads^512 4.36 6.28
+ABE-1^512   0.97 2.21
+ABE-2^512   0.98 2.96
+ABE-4^512   1.05 4.46
+ABE-8^512   1.20 7.46
+ABE-1^64    0.92 2.21
+ABE-2^128   0.96 2.96
+ABE-4^256   1.04 4.46
+"""
+
+
+@pytest.fixture(scope="module")
+def model_sizes():
+    spec = importlib.util.spec_from_file_location("model_sizes", PATH)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_eleven_rows(model_sizes, capsys):
+    model_sizes.main()
+    printed = capsys.readouterr().out.splitlines()[1:]
+    wanted = TABLE.strip().splitlines()
+    assert [row.split() for row in printed] == [row.split() for row in wanted]
+
+
+def test_one_head_against_the_published_count(model_sizes):
+    # BVLC's GoogLeNet has 6,998,552 parameters; the embedding replaces its classifier.
+    parameters, _ = model_sizes.size("one_head", 1, 512)
+    assert parameters == 6_998_552 - (1024 * 1000 + 1000) + (1024 * 512 + 512)
+
+
+def test_multiply_adds_by_hand(model_sizes):
+    kernel = jnp.ones((5, 5, 3, 7))
+
+    def program(x):
+        maps = lowering.conv_general_dilated(
+            x,
+            kernel,
+            (2, 2),
+            ((2, 2), (2, 2)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return maps.mean(axis=(1, 2)) @ jnp.ones((7, 11))
+
+    jaxpr = jax.make_jaxpr(jax.jit(program))(jnp.ones((2, 9, 9, 3))).jaxpr
+    assert model_sizes.multiply_adds(jaxpr) == 2 * 5 * 5 * 7 * (5 * 5 * 3) + 2 * 7 * 11

@@ -1,0 +1,216 @@
+"""What `models.create` makes of a config."""
+
+import ast
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+from PIL import Image
+
+from abe_jax import losses, models, pretrained
+from abe_jax.errors import UserError
+from abe_jax.models import googlenet
+from abe_jax.models.batch_norm import BatchNorm
+
+NAMES = ("abe", "m_heads", "one_head")
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation():
+    """The tests compile for longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _config(**changes):
+    fields = {
+        "name": "abe",
+        "trunk": "googlenet",
+        "num_learners": 4,
+        "embedding_dim": 32,
+        "width": 0.125,
+    }
+    return ConfigDict(fields | changes)
+
+
+def _abstract(**changes):
+    return nnx.eval_shape(lambda: models.create(_config(**changes), rngs=nnx.Rngs(0)))
+
+
+def _paths(state):
+    return traverse_util.flatten_dict(nnx.to_pure_dict(state))
+
+
+@pytest.mark.parametrize("trunk", googlenet.VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_interface(name, trunk):
+    model = _abstract(name=name, trunk=trunk)
+    assert model.preprocessing == googlenet.VARIANTS[trunk].preprocessing
+    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    embeddings = jax.eval_shape(
+        lambda s, x: nnx.merge(graphdef, s, copy=True)(x), state, images
+    )
+    learners = 1 if name == "one_head" else 4
+    assert embeddings.shape == (2, learners, 32 // learners)
+    assert embeddings.dtype == jnp.float32
+    assert all(isinstance(key, str) for path in _paths(state) for key in path)
+
+
+def test_heads_differ_and_each_is_a_one_head():
+    model = models.create(_config(name="m_heads", num_learners=2), rngs=nnx.Rngs(0))
+    single = models.create(_config(name="one_head", embedding_dim=16), rngs=nnx.Rngs(1))
+    images = jax.random.normal(jax.random.key(0), (3, 160, 160, 3))
+    embeddings = nnx.jit(lambda m, x: m(x))(model, images)
+    np.testing.assert_allclose(jnp.linalg.norm(embeddings, axis=-1), 1, rtol=1e-5)
+
+    @nnx.jit
+    def run(m, spatial, head, images):
+        nnx.update(m.trunk.spatial, spatial)
+        nnx.update(m.trunk.global_features, head["global_features"])
+        nnx.update(m.head, head["head"])
+        return m(images)[:, 0]
+
+    spatial, heads = nnx.state(model.spatial), nnx.state(model.heads)
+    for learner in range(2):
+        head = jax.tree.map(lambda leaf, learner=learner: leaf[learner], heads)
+        alone = run(single, spatial, head, images)
+        np.testing.assert_allclose(embeddings[:, learner], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_abe_by_its_definition():
+    model = models.create(_config(), rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 80, 80, 3))
+
+    @nnx.jit
+    def run(model, images):
+        maps = model.trunk.spatial(images)
+        masks = model.attention(images)
+        # B_m(x) = G(S(x) * A_m(S(x))), learner by learner.
+        features = [
+            model.head(model.trunk.global_features(maps * masks[:, m]))
+            for m in range(4)
+        ]
+        return model(images), masks, jnp.stack(features, axis=1)
+
+    embeddings, masks, features = run(model, images)
+    assert masks.shape == (2, 4, 5, 5, 60)
+    assert ((masks > 0) & (masks < 1)).all()
+    expected = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+    assert (jnp.std(masks, axis=1) > 0).all()
+
+
+def test_heads_train_over_a_mapped_axis():
+    """Gradients of all parameters and new averages come out, in their shapes."""
+    model = _abstract(name="m_heads", trunk="googlenet_bn")
+    model = nnx.view(model, use_running_average=False)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+    def step(params, rest, images):
+        def loss(params):
+            net = nnx.merge(graphdef, nnx.State(params), nnx.State(rest), copy=True)
+            embeddings = net(net.preprocessing(images))
+            return losses.divergence_loss(embeddings), nnx.to_pure_dict(
+                nnx.state(net, nnx.Not(nnx.Param))
+            )
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P(), check_vma=False
+    )
+    images = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.uint8)
+    gradients, after = jax.eval_shape(mapped, params, rest, images)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, (params, rest))
+    assert jax.tree.map(lambda leaf: leaf.shape, (gradients, after)) == shapes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_freezing_reaches_every_batch_norm(name):
+    model = _abstract(name=name, trunk="googlenet_bn", freeze_batch_norm=True)
+    norms = [node for _, node in nnx.iter_graph(model) if isinstance(node, BatchNorm)]
+    assert len(norms) == {"abe": 57 + 30, "m_heads": 57, "one_head": 57}[name]
+    assert all(norm.frozen for norm in norms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_new_layers(name):
+    params = _paths(nnx.state(_abstract(name=name), nnx.Param))
+    new = {path for path in params if models.is_new_layer(path)}
+    prefixes = {
+        "abe": {("attention_branch", "last"), ("head",)},
+        "m_heads": {("heads", "head")},
+        "one_head": {("head",)},
+    }[name]
+    assert new == {(*p, leaf) for p in prefixes for leaf in ("kernel", "bias")}
+    # All others have a source in a pretrained GoogLeNet, of their shape.
+    trunk = nnx.eval_shape(lambda: googlenet.GoogLeNet(width=0.125, rngs=nnx.Rngs(0)))
+    sources = _paths(nnx.state(trunk))
+    for path in params.keys() - new:
+        shape = sources[pretrained.source_of(path)].shape
+        assert params[path].shape in (shape, (4, *shape))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "resnet"}, "'abe', 'm_heads', 'one_head'"),
+        ({"trunk": "vgg"}, "'googlenet', 'googlenet_bn'"),
+        ({"num_learners": 5}, "does not divide"),
+        ({"num_learners": 0}, "does not divide"),
+        ({"width": 0.0}, "above 0"),
+        ({"freeze_batch_norm": True}, "'googlenet_bn'"),
+        ({"pretrained": "x.onnx"}, "model.width = 1"),
+        ({"pretrained": "x.onnx", "width": 1.0}, "no such file"),
+    ],
+)
+def test_impossible_configs(changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        _abstract(**changes)
+
+
+def test_creation_is_reproducible_and_logged(caplog):
+    caplog.set_level("INFO", logger="absl")
+    first, second = (
+        models.create(_config(name="one_head"), rngs=nnx.Rngs(7)) for _ in range(2)
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, *(_paths(nnx.state(m)) for m in (first, second))
+    )
+    count = sum(p.size for p in _paths(nnx.state(first, nnx.Param)).values())
+    assert f"All {count} parameters of the model are new." in caplog.text
+
+
+def test_the_documented_statements_run(tmp_path, monkeypatch):
+    page = DOCS.read_text()
+    assert len(page.splitlines()) <= 30
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert all(len(ast.parse(block).body) <= 5 for block in blocks)
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    # A narrow model compiles sooner; published weights would not fit into it.
+    monkeypatch.setattr(models, "ABE", partial(models.ABE, width=0.125))
+    monkeypatch.setattr(pretrained, "initialize", lambda model, path, *, trunk: None)
+    names = {"paths": paths, "labels": np.asarray([0, 0, 1, 1, 2, 2])}
+    exec("".join(blocks), names)
+    assert names["embeddings"].shape == (6, 8, 64)
+    assert names["masks"].shape == (6, 8, 14, 14, 60)
+    assert names["indices"].shape == (6, 3)
+    assert (tmp_path / "attention.png").exists()
