@@ -21,7 +21,7 @@ from abe_jax import (
     train_step,
 )
 from abe_jax.errors import UserError
-from abe_jax.workdir import checkpoint
+from abe_jax.workdir import checkpoints as checkpoint
 
 EVALUATION_FILE = "evaluation.json"
 

@@ -23,7 +23,8 @@ from abe_jax import (
 )
 from abe_jax.data import samplers
 from abe_jax.errors import UserError
-from abe_jax.workdir import checkpoint, metric_writer
+from abe_jax.workdir import checkpoints as checkpoint
+from abe_jax.workdir import metrics as metric_writer
 
 _log = logging.getLogger(__name__)
 

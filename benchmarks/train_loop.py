@@ -23,7 +23,7 @@ import side_by_side
 from flax import nnx
 
 from abe_jax import host_memory, models, optimizer, parallel, train, train_step
-from abe_jax.workdir import metric_writer
+from abe_jax.workdir import metrics as metric_writer
 
 
 def loop_rates(config: Any) -> list[float]:

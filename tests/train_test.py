@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from abe_jax import evaluate, train, train_step
-from abe_jax.workdir import checkpoint
+from abe_jax.workdir import checkpoints as checkpoint
 from configs import quickstart
 
 

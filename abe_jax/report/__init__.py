@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from abe_jax import data, retrieval
-from abe_jax.workdir import metric_writer
+from abe_jax.workdir import metrics as metric_writer
 
 REPORT_FILE = "report.html"
 

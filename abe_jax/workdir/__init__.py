@@ -1,1 +1,76 @@
-"""The folder of a run: its config, checkpoints, metrics, and what is where."""
+"""The folder of a run: names of what is where, and how it is written.
+
+config.json        the run's config                              config_files, claim
+data.json          what data it began with                       claim
+changes.jsonl      fields that were changed on the way           claim
+lock               held by the process that trains               lock
+checkpoints/STEP/  state after a step, and the config            checkpoints
+metrics.jsonl      a line for each logged step; TensorBoard's    metrics
+evaluation.json    the newest evaluation                         abe_jax.evaluate
+report.html        its page                                      abe_jax.report
+"""
+
+import os
+import pathlib
+
+from abe_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
+CHANGES_FILE = "changes.jsonl"
+LOCK_FILE = "lock"
+CHECKPOINTS_FOLDER = "checkpoints"
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
+
+
+class NotWritable(UserError):
+    """The disk is full, or the workdir may not be written to."""
+
+
+def locate(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that `--workdir` means; `~` is the home folder.
+
+    Raises:
+      UserError: it is empty, or a remote path such as gs://bucket/run.
+    """
+    text = os.fspath(workdir)
+    if "://" in text:
+        raise UserError(
+            f"--workdir={text} is a remote path; give a local folder (a bucket can be "
+            "mounted as one, or the finished run copied to it)."
+        )
+    if not text.strip():
+        raise UserError("--workdir is empty; give the folder of the run.")
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:  # no home folder to be found
+        raise UserError(f"--workdir={text}: {error}") from error
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all, even if the power fails.
+
+    Raises:
+      NotWritable: such as on a full disk; what was there before still is.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise NotWritable(f"cannot write to --workdir: {error}.") from error
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Makes new names in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,7 @@ import pytest
 
 from abe_jax import parallel, train_step
 from abe_jax.errors import UserError
-from abe_jax.workdir import checkpoint
+from abe_jax.workdir import checkpoints as checkpoint
 from configs import quickstart
 
 
