@@ -40,8 +40,9 @@ def get_config() -> ConfigDict:
     # Folder or zip file with one folder a class, or the --data_dir of abe_jax.prepare.
     data.path = placeholder(str)
     data.load_size = 256  # side of the squares that the host delivers (ours)
-    # How an image becomes that square (ours). centre: its short side is load_size, and
-    # the middle is kept; squeeze: all of it, its aspect lost.
+    # How an image becomes that square. centre: its short side is load_size, and the
+    # middle is kept (ours); squeeze: all of it, its aspect lost (ours); pad: all of it,
+    # its aspect kept, padded where it is short (the paper's).
     data.square = "centre"
     data.box_crop = False  # only the object's bounding box: cub200 and cars196
     data.image_size = 224  # side of the crops that the model sees

@@ -32,6 +32,8 @@ class Birds:
       attributes: int64 [num_classes, num_parts], values 0..4 that index `PARTS`.
     """
 
+    storage = "drawn by abe_jax.data.bird_drawing"
+
     def __init__(
         self,
         *,
@@ -102,6 +104,11 @@ class Birds:
         """
         parts = self._render(index)[1]
         return parts == np.arange(len(PART_NAMES), dtype=np.int8)[:, None, None]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each image."""
+        return tuple(map(self.name, range(len(self))))
 
     def name(self, index: int) -> str:
         """Returns a unique path-like name, e.g. ``birds/<class name>/0007.png``."""

@@ -8,7 +8,12 @@ from PIL import Image, ImageOps
 
 from abe_jax.errors import UserError
 
-SQUARES = ("centre", "squeeze")
+SQUARES = ("centre", "squeeze", "pad")
+
+# Beside a padded image (ours; the paper does not say which): the means, RGB, that the
+# paper's trunk subtracts, so that there is nothing but zeros for it, as in its own
+# padding.
+PADDING = (123, 117, 104)
 
 # Top, left, bottom, right as shares of height and width, 0 to 1.
 RelativeBox = tuple[float, float, float, float]
@@ -33,7 +38,8 @@ def decode(
       size: side of the result, pixels.
       name: what an error message calls the image.
       square: "centre": the short side becomes `size`, and the middle is kept;
-        "squeeze": both sides become `size`.
+        "squeeze": both sides become `size`; "pad": the long side becomes `size`, and
+        what the short one lacks is `PADDING`, half on either side.
       box: part of the image to take.
 
     Returns:
@@ -61,6 +67,8 @@ def decode(
             left, top = (width - size) // 2, (height - size) // 2
             return np.asarray(rgb.crop((left, top, left + size, top + size)))
         return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+    if square == "pad":
+        return np.asarray(_padded(rgb, size))
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -101,7 +109,7 @@ def require_known_square(square: str) -> str:
     """
     if square not in SQUARES:
         raise UserError(
-            f"data.square is {square!r}; known are {' and '.join(map(repr, SQUARES))}."
+            f"data.square is {square!r}; known are {', '.join(map(repr, SQUARES))}."
         )
     return square
 
@@ -123,6 +131,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
             Image.new("RGBA", rgba.size, "white"), rgba
         ).convert("RGB")
     return image.convert("RGB")
+
+
+def _padded(rgb: Image.Image, size: int) -> Image.Image:
+    scale = size / max(rgb.size)
+    width, height = (max(1, round(side * scale)) for side in rgb.size)
+    square = Image.new("RGB", (size, size), PADDING)
+    inner = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    square.paste(inner, ((size - width) // 2, (size - height) // 2))
+    return square
 
 
 def _pixels(box: RelativeBox, size: tuple[int, int]) -> tuple[int, int, int, int]:

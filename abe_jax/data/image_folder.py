@@ -35,6 +35,8 @@ class ImageFolder:
       roles: `[N]`, "train" or "test" where the folder has such parts, else empty.
     """
 
+    storage = "image files as they are"
+
     def __init__(
         self, path: str | os.PathLike[str], size: int, *, square: str = "centre"
     ):
@@ -43,7 +45,7 @@ class ImageFolder:
         Args:
           path: folder, or zip file, with one folder a class.
           size: side of the squares that indexing returns, pixels.
-          square: "centre" or "squeeze", as of `decoding.decode`.
+          square: "centre", "squeeze" or "pad", as of `decoding.decode`.
 
         Raises:
           UserError: nothing there, no classes, an empty class, fewer than two classes,

@@ -1,5 +1,7 @@
 """Small data sets, kept in memory once decoded."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from abe_jax.data.pipeline import ImageSource
@@ -11,13 +13,20 @@ class InMemory:
     Attributes:
       labels: those of the source.
       class_names: those of the source.
+      storage: that of the source.
     """
 
     def __init__(self, source: ImageSource):
         self.labels = source.labels
         self.class_names = source.class_names
+        self.storage = source.storage
         self._source = source
         self._images: dict[int, np.ndarray] = {}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Those of the source."""
+        return self._source.names
 
     def __len__(self) -> int:
         return len(self._source)

@@ -6,7 +6,7 @@ of the global batch. Nothing here imports jax: workers must not touch a device.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -24,10 +24,17 @@ class ImageSource(Protocol):
     Attributes:
       labels: int32 `[N]`, class of each image, an index into `class_names`.
       class_names: name of each class.
+      storage: in words, how the pixels are stored: what changes them changes it.
     """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
+    storage: str
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Path-like name of each image, wherever the data lies."""
+        ...
 
     def __len__(self) -> int: ...
 

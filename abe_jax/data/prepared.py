@@ -39,6 +39,7 @@ class PreparedRecords:
       class_names: names of the classes, in the order of their official ids.
       roles: `[N]`, "train", "test", "query" or "gallery".
       stored_size: short side of the stored images, pixels; 0 for original sizes.
+      storage: the same in words.
       num_skipped: images that were left out when the data set was prepared.
     """
 
@@ -55,7 +56,7 @@ class PreparedRecords:
         Args:
           folder: with one prepared data set: `DIR/cub200/1.0.0`.
           size: side of the squares that indexing returns, pixels.
-          square: "centre" or "squeeze", as of `decoding.decode`.
+          square: "centre", "squeeze" or "pad", as of `decoding.decode`.
           box_crop: whether only the bounding box of the object is taken.
 
         Raises:
@@ -70,6 +71,8 @@ class PreparedRecords:
         self.class_names = tuple(_texts(index["class_name"]))
         self.roles = np.array(ROLES)[index["role"]]
         self.stored_size = int(index["size"])
+        short = self.stored_size
+        self.storage = f"JPEG, {f'short side {short}' if short else 'original size'}"
         self.num_skipped = int(index["num_skipped"])
         if box_crop and not index["has_boxes"]:
             raise UserError(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from abe_jax import data
 from abe_jax.data import prepared, samplers
-from abe_jax.data.decoding import decode, decode_stored
+from abe_jax.data.decoding import PADDING, decode, decode_stored
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -36,6 +36,17 @@ def test_records_are_decoded_squares(data_dir):
         )
     with pytest.raises((IndexError, ValueError)):
         source[67]
+
+
+def test_records_allow_every_square(data_dir):
+    """Of 60 x 40 pixels: the short side is stored, so the long one is long enough."""
+    folder = prepared.find(data_dir, "cub200")
+    for square in ("centre", "squeeze", "pad"):
+        source = PreparedRecords(folder, 40, square=square)
+        expected = decode(source.jpeg(5), 40, "it", square=square)
+        np.testing.assert_array_equal(source[5], expected)
+    rows = (source[5] == PADDING).all(axis=(1, 2))
+    assert rows.tolist() == [True] * 6 + [False] * 27 + [True] * 7
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (61, 40), (40, 40), (20, 30)])

@@ -1,0 +1,239 @@
+"""What a run trains on, what it is evaluated on, and how one tells it again."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from absl import logging
+
+from abe_jax.data import prepared
+from abe_jax.data.birds import Birds
+from abe_jax.data.image_folder import ImageFolder
+from abe_jax.data.memory import InMemory
+from abe_jax.data.pipeline import ImageSource, Subset
+from abe_jax.data.prepared import PreparedRecords
+from abe_jax.errors import UserError
+
+# Those that `abe_jax.prepare` makes and that are read in no other form.
+BENCHMARKS = ("cub200", "cars196", "sop", "inshop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """What a run trains on and what it is evaluated on.
+
+    Attributes:
+      train: images of the training classes.
+      evaluation: images of the classes held out; each is a query.
+      gallery: what the queries are looked for in, where that is a part of its own, as
+        in In-Shop; None where the queries are each other's gallery.
+      evaluation_name: "validation" where part of the training classes is held out for
+        choosing settings, else "test".
+      zero_shot: True where no class is in both parts.
+    """
+
+    train: Subset
+    evaluation: Subset
+    evaluation_name: str
+    zero_shot: bool
+    gallery: Subset | None = None
+
+    @property
+    def parts(self) -> dict[str, Subset]:
+        """The parts by name: "train", "validation" or "test", and perhaps "gallery"."""
+        parts = {"train": self.train, self.evaluation_name: self.evaluation}
+        return parts if self.gallery is None else {**parts, "gallery": self.gallery}
+
+    def description(self) -> dict:
+        """What tells this data from any other, wherever it lies: JSON-able, no pixels.
+
+        Returns:
+          "fingerprint": hash of the names, classes and parts of all images, in order;
+          "storage": how their pixels are stored; "classes": for each of `parts` the
+          number of images by class name.
+        """
+        digest = hashlib.sha256()
+        classes: dict[str, dict[str, int]] = {}
+        for part, subset in self.parts.items():
+            images, class_names = subset.source.names, subset.source.class_names
+            counts: dict[str, int] = {}
+            for index, label in zip(subset.indices, subset.labels, strict=True):
+                name = class_names[label]
+                counts[name] = counts.get(name, 0) + 1
+                line = f"{part}\0{name}\0{images[index]}\0"  # no name holds a NUL
+                digest.update(line.encode("utf-8", "surrogateescape"))
+            classes[part] = counts
+        return {
+            "fingerprint": digest.hexdigest()[:32],
+            "storage": self.train.source.storage,
+            "classes": classes,
+        }
+
+    def seen(self, trained: Iterable[str]) -> list[str]:
+        """Names of the evaluated classes that are among those trained on.
+
+        Args:
+          trained: class names, such as `description()["classes"]["train"]` of the run.
+        """
+        names = self.evaluation.source.class_names
+        own = {names[label] for label in np.unique(self.evaluation.labels)}
+        return sorted(own.intersection(trained))
+
+
+def differences(there: dict, now: dict) -> list[str]:
+    """What differs between two descriptions, for people; empty where nothing does.
+
+    Args:
+      there: `Splits.description()` of the data that a run began with.
+      now: that of the data it is given now.
+    """
+    found = []
+    for part in dict.fromkeys((*there["classes"], *now["classes"])):
+        old, new = (d["classes"].get(part, {}) for d in (there, now))
+        gone, more = (
+            sorted(old.keys() - new.keys()),
+            sorted(new.keys() - old.keys()),
+        )
+        for words, names in (("no longer", gone), ("new", more)):
+            if names:
+                found.append(f"{part}: {len(names):,} class(es) {words}, {_few(names)}")
+        changed = [n for n in old if n in new and old[n] != new[n]]
+        if changed:
+            first = changed[0]
+            found.append(
+                f"{part}: {len(changed):,} class(es) of another number of images, "
+                f"{first!r} had {old[first]:,} and has {new[first]:,}"
+            )
+    if there["fingerprint"] != now["fingerprint"] and not found:
+        found.append("files of other names, or in another order")
+    if there["storage"] != now["storage"]:
+        found.append(f"pixels: {there['storage']} there, {now['storage']} now")
+    return found
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) < 4 else f"{shown} ..."
+
+
+def create(config) -> Splits:
+    """Opens the data that `config.data` describes and splits it by classes.
+
+    The benchmarks have their official zero-shot split. Of a folder the first half of
+    the sorted classes trains and the second half tests, unless it has `train/` and
+    `test/` parts; of the birds four fifths train. With `validation_fraction` above
+    0 that share of the training classes, the last in order, is held out and takes the
+    place of the test classes, which are then not looked at.
+
+    Args:
+      config: the `data` section of a config (see `configs/default.py`).
+
+    Raises:
+      UserError: the data is not there, or the fields do not fit it.
+    """
+    source = _open(config)
+    roles = np.array(getattr(source, "roles", ()))
+    classes = np.arange(len(source.class_names))
+    in_gallery = roles == "gallery" if len(roles) else np.zeros(len(source), bool)
+    if len(roles):
+        in_train = roles == "train"
+        train_classes = np.unique(source.labels[in_train])
+    else:
+        train_classes = classes[: len(classes) // 2]
+        in_train = np.isin(source.labels, train_classes)
+    train, evaluation, name = in_train, ~in_train & ~in_gallery, "test"
+    if config.validation_fraction:
+        held_out = _held_out(train_classes, config.validation_fraction)
+        evaluation = in_train & np.isin(source.labels, held_out)
+        train, name = in_train & ~evaluation, "validation"
+        in_gallery = np.zeros(len(source), bool)
+    if config.in_memory:
+        source = InMemory(source)
+    train_part = Subset(source, np.flatnonzero(train))
+    evaluation_part = Subset(source, np.flatnonzero(evaluation))
+    gallery = Subset(source, np.flatnonzero(in_gallery)) if in_gallery.any() else None
+    shared = np.intersect1d(train_part.labels, evaluation_part.labels)
+    if len(shared):
+        logging.warning(
+            "%d classes are in both train/ and test/: Recall@K is not zero-shot.",
+            len(shared),
+        )
+    return Splits(train_part, evaluation_part, name, not len(shared), gallery)
+
+
+def _open(config) -> ImageSource:
+    if config.load_size < config.image_size:
+        raise UserError(
+            f"data.load_size = {config.load_size} is below data.image_size = "
+            f"{config.image_size}; images are cropped on the device, never enlarged."
+        )
+    if config.name == "birds":
+        try:
+            return Birds(
+                num_classes=config.birds_classes,
+                images_per_class=config.birds_images_per_class,
+                image_size=config.load_size,
+            )
+        except ValueError as error:
+            raise UserError(f"data.birds_*, data.load_size: {error}") from error
+    if config.name in BENCHMARKS:
+        return _open_prepared(config)
+    if config.box_crop:
+        raise UserError(
+            f"data.box_crop is for prepared data sets with boxes; {config.name!r} has "
+            "none: switch it off."
+        )
+    if config.name == "image_folder":
+        if not config.path:
+            raise UserError(
+                "data.path is not set; give a folder or a zip file with one folder a "
+                "class: --config.data.path=DIR"
+            )
+        if prepared.find(config.path, config.name):
+            return _open_prepared(config)
+        return ImageFolder(config.path, config.load_size, square=config.square)
+    raise UserError(
+        f"data.name is {config.name!r}; known are 'birds', 'image_folder', "
+        f"{', '.join(map(repr, BENCHMARKS))}."
+    )
+
+
+def _open_prepared(config) -> PreparedRecords:
+    folder = prepared.find(config.path or "", config.name)
+    if not config.path or folder is None:
+        place = f"{config.path!r} holds no" if config.path else "is not set; give a"
+        raise UserError(
+            f"data.path {place} prepared {config.name}; make one with python -m "
+            f"abe_jax.prepare --dataset={config.name} --source=... --data_dir=DIR, and "
+            "give --config.data.path=DIR"
+        )
+    records = PreparedRecords(
+        folder, config.load_size, square=config.square, box_crop=config.box_crop
+    )
+    if records.num_skipped:
+        logging.warning(
+            "%s was prepared without %d bad files: its Recall@K is not comparable with "
+            "that of the whole data set.",
+            folder,
+            records.num_skipped,
+        )
+    if 0 < records.stored_size < config.load_size:
+        logging.warning(
+            "%s is stored with a short side of %d, and enlarged to data.load_size = "
+            "%d; prepare it with a larger --size.",
+            folder,
+            records.stored_size,
+            config.load_size,
+        )
+    return records
+
+
+def _held_out(train_classes: np.ndarray, fraction: float) -> np.ndarray:
+    count = round(len(train_classes) * fraction)
+    if not 0 < fraction < 1 or not 0 < count < len(train_classes):
+        raise UserError(
+            f"data.validation_fraction = {fraction} of {len(train_classes)} training "
+            "classes must leave at least one class on either side."
+        )
+    return train_classes[-count:]

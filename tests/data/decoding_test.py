@@ -1,0 +1,175 @@
+"""Contents of image files of every kind to RGB squares."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from abe_jax.data.decoding import PADDING, decode
+from abe_jax.errors import UserError
+
+RED = (200, 30, 40)
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def assert_close(image, colour, tolerance=4):
+    assert image.dtype == np.uint8 and image.shape[-1] == 3
+    assert np.abs(image.reshape(-1, 3).mean(0) - colour).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "colour"),
+    [
+        (Image.new("RGB", (9, 9), RED), {}, RED),
+        (Image.new("RGB", (9, 9), RED), {"format": "JPEG", "quality": 95}, RED),
+        (Image.new("RGB", (9, 9), RED), {"format": "WEBP", "quality": 95}, RED),
+        (Image.new("L", (9, 9), 90), {}, (90, 90, 90)),
+        (Image.new("L", (9, 9), 90), {"format": "JPEG"}, (90, 90, 90)),
+        (Image.new("1", (9, 9), 1), {}, (255, 255, 255)),
+        (Image.new("RGB", (9, 9), RED).quantize(4), {}, RED),
+        (Image.new("RGBA", (9, 9), (*RED, 255)), {}, RED),
+        (Image.new("RGBA", (9, 9), (*RED, 0)), {}, (255, 255, 255)),
+        (Image.new("RGBA", (9, 9), (0, 0, 0, 128)), {}, (127, 127, 127)),
+        (Image.new("LA", (9, 9), (90, 0)), {}, (255, 255, 255)),
+        (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), {"format": "JPEG"}, (254, 0, 0)),
+        (
+            Image.fromarray(np.full((9, 9), 90 * 257, np.uint16)),
+            {},
+            (90, 90, 90),
+        ),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_becomes_rgb(image, options, colour):
+    pixels = decode(encoded(image, **options), 9, "it")
+    assert_close(pixels, colour)
+
+
+def test_transparent_palette_lies_over_white():
+    image = Image.new("P", (9, 9), 0)
+    image.putpalette([*RED, 0, 0, 0])
+    assert_close(decode(encoded(image, transparency=0), 9, "it"), (255, 255, 255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation):
+    upright = Image.new("RGB", (16, 16), "black")
+    upright.paste(RED, (0, 0, 8, 8))  # upper left, seen the right way up
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    stored = upright if turn is None else upright.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode(encoded(stored, "PNG", exif=exif), 16, "it")
+    assert_close(pixels[1:7, 1:7], RED)
+    assert_close(pixels[9:, 9:], (0, 0, 0))
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (1, 1), (3, 1000), (500, 2)])
+def test_square_is_the_middle(size):
+    image = Image.new("RGB", size, RED)
+    assert_close(decode(encoded(image), 16, "it"), RED)
+    assert decode(encoded(image), 16, "it").shape == (16, 16, 3)
+
+
+def test_middle_not_side_is_kept():
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste(RED, (20, 0, 40, 20))
+    assert_close(decode(encoded(image), 20, "it"), RED)
+
+
+def test_squeeze_keeps_all_and_loses_the_aspect():
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste(RED, (20, 0, 40, 20))
+    pixels = decode(encoded(image), 18, "it", square="squeeze")
+    assert_close(pixels[:, 7:11], RED)
+    assert_close(pixels[:, :5], (0, 0, 0))
+    assert_close(pixels[:, 13:], (0, 0, 0))
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60), (33, 32), (500, 2), (7, 7)])
+@pytest.mark.parametrize("size", [16, 33])
+def test_pad_is_the_resized_image_in_a_frame_of_the_means(shape, size):
+    width, height = shape
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = Image.fromarray(noise)
+    long = max(shape)
+    inner = [max(1, round(side * size / long)) for side in shape]
+    expected = np.empty((size, size, 3), np.uint8)
+    expected[:] = PADDING
+    left, top = ((size - side) // 2 for side in inner)
+    expected[top : top + inner[1], left : left + inner[0]] = image.resize(
+        (inner[0], inner[1]), Image.Resampling.BICUBIC
+    )
+    pixels = decode(encoded(image), size, "it", square="pad")
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_padded_jpeg_may_be_decoded_at_a_fraction():
+    image = Image.new("RGB", (1600, 400), RED)
+    pixels = decode(encoded(image, "JPEG", quality=95), 64, "it", square="pad")
+    assert_close(pixels[24:40], RED)
+    np.testing.assert_array_equal(pixels[:24], np.full((24, 64, 3), PADDING))
+    np.testing.assert_array_equal(pixels[40:], np.full((24, 64, 3), PADDING))
+
+
+def test_the_padding_is_nothing_once_the_means_are_subtracted():
+    """Those of the paper's trunk are BGR."""
+    assert PADDING[::-1] == (104, 117, 123)
+
+
+def test_box_is_taken_before_the_square():
+    image = Image.new("RGB", (60, 20), "black")
+    image.paste(RED, (0, 10, 10, 20))
+    box = (0.5, 0.0, 1.0, 1 / 6)
+    assert_close(decode(encoded(image), 10, "it", box=box), RED)
+    whole = (0.0, 0.0, 1.0, 1.0)
+    np.testing.assert_array_equal(
+        decode(encoded(image), 20, "it", box=whole), decode(encoded(image), 20, "it")
+    )
+
+
+def test_short_side_of_the_size_is_only_cut():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 31, 3), np.uint8)
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(pixels)), 12, "it"), pixels[:, 9:21]
+    )
+
+
+def test_same_size_is_untouched():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(pixels)), 12, "it"), pixels
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
+def test_unreadable_image_is_named(content):
+    with pytest.raises(UserError, match="cannot read ash/1.png as an image"):
+        decode(content, 8, "ash/1.png")
+
+
+def test_truncated_image_is_named():
+    pixels = np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)
+    content = encoded(Image.fromarray(pixels), "JPEG")
+    with pytest.raises(UserError, match="cannot read it as an image"):
+        decode(content[: len(content) // 2], 8, "it")
+
+
+def test_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="cannot read it as an image"):
+        decode(encoded(Image.new("RGB", (99, 99))), 8, "it")
