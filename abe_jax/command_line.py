@@ -21,12 +21,17 @@ _BAD_FLAGS = (
 )
 
 
-def parse_flags(argv: Sequence[str], help_text: Callable[[], str]) -> list[str]:
+def parse_flags(
+    argv: Sequence[str],
+    help_text: Callable[[], str],
+    arrange: Callable[[Sequence[str]], list[str]] = list,
+) -> list[str]:
     """Parses all flags; stands in for absl's own, whose help and errors are long.
 
     Args:
       argv: program name and arguments.
       help_text: makes what --help prints.
+      arrange: puts the arguments into the order that parsing needs.
 
     Returns:
       what is left of `argv`: the program name and anything that is no flag.
@@ -38,10 +43,27 @@ def parse_flags(argv: Sequence[str], help_text: Callable[[], str]) -> list[str]:
         print(help_text())
         sys.exit(0)
     try:
-        return flags.FLAGS(argv)
+        sys.argv = arrange(argv)  # where ml_collections looks for overrides
+        return flags.FLAGS(sys.argv)
     except _BAD_FLAGS as error:
         tell(_message(error))
     sys.exit(1)
+
+
+def take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value of a flag in arguments that are not parsed, and the others."""
+    value, rest = None, []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return value, [*rest, word, *words]
+        if word in (f"-{name}", f"--{name}"):
+            value = next(words, None)
+        elif word.startswith((f"-{name}=", f"--{name}=")):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
@@ -57,6 +79,13 @@ def tell(error: object) -> None:
 
 def _message(error: Exception) -> object:
     """The text; of an unknown field ml_collections tells only the name, wrapped."""
+    # What a config file raises ml_collections raises again, with the traceback as text.
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in reversed(causes):
+        if isinstance(cause, UserError):
+            return cause
     if not isinstance(error, AttributeError | KeyError):
         return error
     inner: object = error

@@ -3,6 +3,8 @@
 python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
+import dataclasses
+import importlib
 import logging
 import os
 import signal
@@ -15,25 +17,54 @@ from ml_collections import config_flags
 
 from abe_jax import command_line, host_memory
 from abe_jax.errors import UserError
+from abe_jax.workdir import config_files
 
-_MODES = {
-    "train": "train, or go on where --workdir ends; evaluates on the way",
-    "evaluate": "restore a checkpoint, print its table, write result and report",
-}
+
+@dataclasses.dataclass(frozen=True)
+class _Mode:
+    """What --mode does.
+
+    Attributes:
+      what: for --help.
+      function: "module:name", imported when it is called, so that --help needs no JAX;
+        takes the config, the workdir and the values of `takes` by their names.
+      takes: names of flags beside --config and --workdir.
+      needs: those of them that must be given.
+    """
+
+    what: str
+    function: str
+    takes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File in configs/; --config.SECTION.FIELD=VALUE overrides a field.",
+    "File in configs/, or its bare name; --config.SECTION.FIELD=VALUE overrides.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: config, metrics, checkpoints, report."
 )
-_MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")
-_STEP = flags.DEFINE_integer(
-    "step", None, "Step of the checkpoint to evaluate; the newest by default."
+flags.DEFINE_integer(
+    "step", None, "Step of the checkpoint to use; the newest by default."
 )
+
+# The config of every mode but train is the run's own, unless --config names one.
+_MODES = {
+    "train": _Mode(
+        "train, or go on where --workdir ends; evaluates on the way",
+        "abe_jax.train:train_and_evaluate",
+    ),
+    "evaluate": _Mode(
+        "restore a checkpoint, print its table, write result and report",
+        "abe_jax.evaluate:evaluate_checkpoint",
+        takes=("step",),
+    ),
+}
+
+_MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "One process of several, as the cluster's environment says."
 )
@@ -42,33 +73,56 @@ _ADDRESS = flags.DEFINE_string(
 )
 _COUNT = flags.DEFINE_integer("num_processes", None, "their number,")
 _INDEX = flags.DEFINE_integer("process_id", None, "and which this one is, from 0.")
-_FLAGS = (_CONFIG, _WORKDIR, _MODE, _STEP, _DISTRIBUTED, _ADDRESS, _COUNT, _INDEX)
+_OF_MODES = tuple(dict.fromkeys(name for m in _MODES.values() for name in m.takes))
+_FLAGS = (
+    *("config", "workdir", "mode", *_OF_MODES),
+    *("distributed", "coordinator_address", "num_processes", "process_id"),
+)
 
 
 def _main(argv: Sequence[str]) -> None:
     command_line.refuse_arguments(argv)
-    for name in (_CONFIG.name, _WORKDIR.name):
-        if not flags.FLAGS[name].present:
-            raise UserError(f"--{name} is missing; --help tells more.")
-    path = config_flags.get_config_filename(flags.FLAGS[_CONFIG.name])
-    if not os.path.exists(path):
-        raise UserError(f"--config: there is no file {path!r}.")
+    mode = _MODES[_MODE.value]
+    for name in (_WORKDIR.name, *mode.needs):
+        _require(name, flags.FLAGS[name].value)
+    for name in _OF_MODES:
+        if flags.FLAGS[name].present and name not in mode.takes:
+            raise UserError(f"--{name} is not for --mode={_MODE.value}.")
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    from abe_jax import evaluate, processes, train  # not above: --help needs no JAX
+    from abe_jax import processes, train  # not above: --help needs no JAX
 
-    config, workdir = _CONFIG.value, str(_WORKDIR.value)
     if _several_processes():
         processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
+    module, function_name = mode.function.split(":")
+    function = getattr(importlib.import_module(module), function_name)
+    values = {name: flags.FLAGS[name].value for name in mode.takes}
     try:
-        if _MODE.value == "train":
-            train.train_and_evaluate(config, workdir)
-        else:
-            evaluate.evaluate_checkpoint(config, workdir, _STEP.value)
+        function(_CONFIG.value, _WORKDIR.value, **values)
     except train.Interrupted as interrupted:
         command_line.tell(interrupted)
         sys.exit(128 + interrupted.signal_number)
+
+
+def _with_config_first(argv: Sequence[str]) -> list[str]:
+    """The command line with --config, where its overrides need it: before them all."""
+    name, rest = command_line.take(argv, _CONFIG.name)
+    if name is not None:
+        path = config_files.find(name)
+    else:
+        mode, _ = command_line.take(rest, _MODE.name)
+        workdir, _ = command_line.take(rest, _WORKDIR.name)
+        _require(_WORKDIR.name, workdir)
+        if mode in (None, "train"):
+            _require(_CONFIG.name, name)
+        path = f"{config_files.__file__}:{workdir}"
+    return [rest[0], f"--{_CONFIG.name}={path}", *rest[1:]]
+
+
+def _require(name: str, value: object) -> None:
+    if value is None:
+        raise UserError(f"--{name} is missing; --help tells more.")
 
 
 def _several_processes() -> bool:
@@ -107,10 +161,10 @@ def _fail(error: UserError, status: int) -> NoReturn:
 
 def _help() -> str:
     lines = [__doc__ or "", "Flags:"]
-    for flag in _FLAGS:
-        lines.append(f"  --{flag.name:<21}{flags.FLAGS[flag.name].help}")
-        if flag is _MODE:
-            lines += [f"      {name:<19}{what}" for name, what in _MODES.items()]
+    for name in _FLAGS:
+        lines.append(f"  --{name:<21}{flags.FLAGS[name].help}")
+        if name == _MODE.name:
+            lines += [f"      {key:<19}{mode.what}" for key, mode in _MODES.items()]
     lines += ["", "Every field of a config is explained in configs/default.py."]
     return "\n".join(lines)
 
@@ -128,10 +182,12 @@ def run() -> None:
     """Entry point of `abe-jax` and of `python -m abe_jax.main`."""
     host_memory.keep_freed_memory()
     _keep_compiled_programs()
-    sys.path.insert(0, os.getcwd())  # configs import each other as `configs.NAME`
+    config_files.make_importable()
     app.run(
         _guarded_main,
-        flags_parser=lambda argv: command_line.parse_flags(argv, _help),
+        flags_parser=lambda argv: command_line.parse_flags(
+            argv, _help, _with_config_first
+        ),
     )
 
 

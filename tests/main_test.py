@@ -95,6 +95,14 @@ def test_evaluate_prints_what_training_printed(finished, tmp_path):
     status, output, errors = run(*arguments, "--mode=evaluate", "--step=4")
     assert status == 0, errors
     assert f"{at_4['eval/recall@1']:.3f}" == output.splitlines()[-1].split()[1]
+    # The workdir alone is enough, whatever its run was started with.
+    alone = (f"--workdir={workdir}", "--mode=evaluate")
+    status, output, errors = run(*alone, "--config.eval.recall_at=(1,3)")
+    assert status == 0, errors
+    assert [x for x in output.splitlines()[1].split() if "R@" in x] == ["R@1", "R@3"]
+    status, _, errors = run(*alone, "--config.loss.margin=0.5")
+    assert status == 1
+    assert "loss.margin (there 1.0, now 0.5)" in errors.splitlines()[-1]
     status, _, errors = run(*arguments, "--mode=evaluate", "--step=5")
     assert status == 1
     assert "no checkpoint of step 5" in errors.splitlines()[-1]
@@ -166,6 +174,19 @@ BAD = {
     "no workdir": (["--config=configs/quickstart.py"], "--workdir is missing"),
     "no config": (["--workdir=W"], "--config is missing"),
     "no such config": (["--config=configs/no.py", "--workdir=W"], "configs/no.py"),
+    "no config of this name": (
+        ["--config=quickstrat", "--workdir=W"],
+        "there is no file 'quickstrat'; did you mean --config=quickstart?",
+    ),
+    "override before it": (
+        ["--config.train.stepz=3", *SMALL, "--workdir=W"],
+        "the config has no field 'stepz'",
+    ),
+    "flag of another mode": (
+        [*SMALL, "--workdir=W", "--step=3"],
+        "--step is not for --mode=train",
+    ),
+    "no run, no config": (["--workdir=W", "--mode=evaluate"], "holds no run"),
     "unknown field": (
         [*SMALL, "--config.train.stepz=3", "--workdir=W"],
         "the config has no field 'stepz'. Did you mean \"steps\"",

@@ -10,8 +10,7 @@ import orbax.checkpoint as ocp
 from abe_jax import parallel
 from abe_jax.errors import UserError
 from abe_jax.train_step import TrainState
-
-CONFIG_FILE = "config.json"
+from abe_jax.workdir import config_files
 
 # Fields that may change between two starts of a run: they do not change its result.
 _FREE_FIELDS = (
@@ -42,10 +41,10 @@ def claim_workdir(workdir: pathlib.Path, config, *, write: bool = True) -> None:
       UserError: the workdir holds a run of another config; the fields that differ are
         named.
     """
-    path = workdir / CONFIG_FILE
+    path = workdir / config_files.CONFIG_FILE
     current = json.loads(config.to_json_best_effort())
     if path.exists():
-        _refuse_other_config(_read_json(path), current, workdir)
+        _refuse_other_config(config_files.stored(workdir), current, workdir)
     if not write:
         return
     try:
@@ -64,14 +63,8 @@ def require_run(workdir: pathlib.Path, config) -> None:
     Raises:
       UserError: there is no run, or it is one of another config.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        raise UserError(
-            f"{workdir} holds no run (no {CONFIG_FILE}); train first, or give the "
-            "--workdir of a run."
-        )
     current = json.loads(config.to_json_best_effort())
-    _refuse_other_config(_read_json(path), current, workdir)
+    _refuse_other_config(config_files.stored(workdir), current, workdir)
 
 
 class Checkpoints:
@@ -166,13 +159,6 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {k: tuple(x.shape) for k, x in ocp.tree.to_flat_dict(tree, sep=".").items()}
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}.") from error
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

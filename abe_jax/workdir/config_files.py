@@ -1,0 +1,123 @@
+"""Where a config comes from: a file, one that the package brings, or a run's workdir.
+
+This is a config file itself: `--config=abe_jax/workdir/config_files.py:WORKDIR` is the
+config of the run in WORKDIR. Nothing here imports JAX: --help and mistakes are quick.
+"""
+
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+import types
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from abe_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# In a wheel inside the package, in a clone beside it.
+_CONFIGS = next(
+    folder
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    if (folder / "default.py").exists()
+)
+
+
+def make_importable() -> None:
+    """Lets config files say `from configs import default`, wherever they are.
+
+    `configs` is then the working folder's own of that name, where there is one, and
+    after it the one that the package brings.
+    """
+    if "configs" not in sys.modules:
+        package = types.ModuleType("configs")
+        package.__path__ = [os.path.abspath("configs"), str(_CONFIGS)]
+        sys.modules["configs"] = package
+
+
+def find(name: str) -> str:
+    """The file that `--config=name` means.
+
+    Args:
+      name: path of a file, or the bare name of one in `configs/`: "quickstart"; either
+        with ":" and an argument of its `get_config`.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path, colon, argument = name.partition(":")
+    if path and not path.endswith(".py") and os.sep not in path:
+        for folder in (pathlib.Path("configs"), _CONFIGS):
+            if (folder / f"{path}.py").is_file():
+                return f"{folder / path}.py{colon}{argument}"
+    elif os.path.isfile(path):
+        return name
+    known = sorted(file.stem for file in _CONFIGS.glob("*.py"))
+    near = difflib.get_close_matches(pathlib.Path(path).stem, known, n=1)
+    hint = f"did you mean --config={near[0]}?" if near else "give the path of a file."
+    raise UserError(
+        f"--config: there is no file {path!r}; {hint} Known by name are "
+        f"{', '.join(known)}."
+    )
+
+
+def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields that a run left in its workdir, as JSON has them.
+
+    Raises:
+      UserError: there is no run in the workdir, or its config cannot be read.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    if not path.exists():
+        raise UserError(
+            f"{workdir} holds no run (no {CONFIG_FILE}); train first, or give the "
+            "--workdir of a run."
+        )
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
+
+
+def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
+    """The config of a run, from what it left in its workdir.
+
+    Fields that came to this project after the run have their defaults.
+
+    Raises:
+      UserError: as of `stored`, or a field is of another type than here.
+    """
+    config = _defaults()
+    try:
+        with config.unlocked():
+            config.update(_with_tuples(stored(workdir)))
+    except TypeError as error:
+        path = pathlib.Path(workdir) / CONFIG_FILE
+        raise UserError(f"{path} is of another version: {error}.") from error
+    return config
+
+
+get_config = of_workdir  # as a config file has it
+
+
+def _defaults() -> ConfigDict:
+    # By its path: `configs` may be another project's package here.
+    spec = importlib.util.spec_from_file_location(
+        "abe_jax_default_config", _CONFIGS / "default.py"
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _with_tuples(value: Any) -> Any:
+    # JSON has lists only, configs have tuples only.
+    if isinstance(value, dict):
+        return {name: _with_tuples(field) for name, field in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
