@@ -29,16 +29,18 @@ import numpy as np
 from jax import lax
 
 from abe_jax.retrieval.counting import count_exactly
-from abe_jax.retrieval.exact import Rows, Side, positive_similarities
+from abe_jax.retrieval.exact import positive_similarities
+from abe_jax.retrieval.gallery import Gallery as Gallery
+from abe_jax.retrieval.gallery import top_k as top_k
 from abe_jax.retrieval.inputs import (
-    check_range,
+    check_lengths,
+    check_widths,
     labels_of,
     number_labels,
-    pair_of,
     whole,
 )
 from abe_jax.retrieval.plan import Device, Plan, ProgressCallback, make_plan
-from abe_jax.retrieval.search import find
+from abe_jax.retrieval.rows import Rows, Side
 
 _LEAST_QUERIES = 256  # counted at once, however many positives they have
 _BYTES_A_POSITIVE = 40  # its bounds and counts, on the host and on the device
@@ -66,60 +68,6 @@ class RetrievalResult:
     num_queries: int
     num_gallery: int
     num_lone_queries: int
-
-
-def top_k(
-    queries: Any,
-    gallery: Any,
-    k: int,
-    *,
-    exclude_self: bool = False,
-    block_memory_mb: float | None = None,
-    precision: lax.PrecisionLike = lax.Precision.HIGHEST,
-    devices: Sequence[Device] | None = None,
-    progress: ProgressCallback | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the k most similar gallery rows of each query, exactly.
-
-    Equal gallery rows tie exactly and come in the order of their indices. Different
-    rows are ordered by the product as the device computes it, in float32: two whose
-    similarities lie within its rounding error of each other (about 1e-7 for unit
-    vectors) may change places on another device or with other block sizes.
-
-    Args:
-      queries: [Q, D] finite numbers.
-      gallery: [N, D] finite numbers; a memory map is read block by block.
-      k: from 1 to N, or to N - 1 with `exclude_self`.
-      exclude_self: leave out gallery row i for query i; Q is at most N.
-      block_memory_mb: MiB that blocks may take on each device. By default 256 on a
-        CPU, half of what is free on an accelerator.
-      precision: of the products, `HIGHEST` (float32), `HIGH` or `DEFAULT`. The lower
-        two are faster on TPUs and GPUs and give approximate similarities.
-      devices: devices that share the gallery; all local ones by default.
-      progress: called as progress(done, total), in queries, as the search goes on.
-
-    Returns:
-      similarities [Q, k] float32, largest first, and indices [Q, k] int32.
-
-    Raises:
-      ValueError: shapes or k do not fit, or a value is not finite.
-    """
-    left, right = pair_of(Rows(queries, "queries"), gallery, "gallery")
-    check_range(left, right)
-    if exclude_self and left.number > right.number:
-        raise ValueError(
-            f"exclude_self takes query i for gallery row i, but there are "
-            f"{left.number} queries and only {right.number} gallery rows."
-        )
-    limit = right.number - int(exclude_self)
-    k = whole(k, "k")
-    if k > limit:
-        raise ValueError(
-            f"k is {k}, but each query has only {limit} gallery rows to find; "
-            f"k must be from 1 to {limit}."
-        )
-    plan = make_plan(devices, block_memory_mb, precision, progress, left.number)
-    return find(left, right, k, exclude_self, plan)
 
 
 def evaluate_retrieval(
@@ -279,14 +227,15 @@ def _evaluate(
     own = gallery_embeddings is None
     y = gy = labels_of(labels, "labels", left.number)
     if not own:
-        left, right = pair_of(left, gallery_embeddings, "gallery_embeddings")
+        right = Rows(gallery_embeddings, "gallery_embeddings")
+        check_widths(left, right.name, right.dim)
         gy = labels_of(gallery_labels, "gallery_labels", right.number)
         if (y.dtype.kind in "US") != (gy.dtype.kind in "US"):
             raise ValueError(
                 f"labels are of type {y.dtype} and gallery_labels of {gy.dtype}; both "
                 "must be integers, or both strings."
             )
-    check_range(left, right)
+    check_lengths(left, float(right.norms.max()))
     y, gy = number_labels(y, gy)
     sizes = np.bincount(gy, minlength=int(y.max()) + 1)
     wanted = sizes[y] - int(own)

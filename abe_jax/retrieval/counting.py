@@ -19,8 +19,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval.exact import READ_ROWS, Side, recount_exactly
+from abe_jax.retrieval.exact import recount_exactly
 from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
+from abe_jax.retrieval.rows import READ_ROWS, Side
 
 _PRECISION_ERROR = {
     # Relative to |q| |g|, beside float32's own: three bfloat16 passes, and one.

@@ -9,83 +9,10 @@ sum decides.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-READ_ROWS = 8192  # rows read at once
-
-
-class Rows:
-    """Rows of a host array as float32, read a block at a time.
-
-    Attributes:
-      name: what the array is called in error messages.
-      number, dim: the array's shape.
-      on_disk: whether the array is a memory map, best read in its own order.
-      norms: upper bounds of the rows' lengths, [number] float64.
-    """
-
-    def __init__(self, values: Any, name: str):
-        array = values if isinstance(values, np.memmap) else np.asarray(values)
-        if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(
-                f"{name} has shape {array.shape}; it must be [number, dimension] "
-                "with both at least 1."
-            )
-        if array.dtype.kind == "c" or not np.can_cast(
-            array.dtype, np.float64, casting="same_kind"
-        ):
-            raise ValueError(f"{name} is of type {array.dtype}; it must hold numbers.")
-        self.name = name
-        self._array = array
-        self.number, self.dim = array.shape
-        self.on_disk = isinstance(array, np.memmap)
-        self.norms = np.empty(self.number)
-        for start in range(0, self.number, READ_ROWS):
-            block = self.block(start, start + READ_ROWS)
-            squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
-            if not np.isfinite(squares).all():
-                row = start + int(np.argmin(np.isfinite(squares)))
-                raise ValueError(
-                    f"{name}[{row}] is not finite in float32; every value must be."
-                )
-            self.norms[start : start + READ_ROWS] = np.sqrt(squares) * (1 + 1e-9)
-
-    def same_as(self, other: "Rows") -> bool:
-        """Whether both are the same array."""
-        return self._array is other._array
-
-    def block(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop, [rows, dim] float32, contiguous."""
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(self._array[start:stop], dtype=np.float32)
-
-    def take(self, index: np.ndarray) -> np.ndarray:
-        """The rows of an integer index, [*index.shape, dim] float32, contiguous."""
-        if index.ndim == 1 and len(index) and (np.diff(index) == 1).all():
-            return self.block(int(index[0]), int(index[-1]) + 1)
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(self._array[index], dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Side:
-    """The rows of one side of the similarity matrix, in the order they are read.
-
-    Attributes:
-      rows: the embeddings.
-      order: [n] int, which row stands at each place.
-      labels: [n] int32, the labels in that order; from 0.
-      positives: [n, R] float32, what `positive_similarities` gives; None for a
-        gallery that asks nothing.
-    """
-
-    rows: Rows
-    order: np.ndarray
-    labels: np.ndarray
-    positives: np.ndarray | None = None
+from abe_jax.retrieval.rows import READ_ROWS, Rows, Side
 
 
 def exact_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from abe_jax.retrieval.exact import Rows
+from abe_jax.retrieval.rows import Rows
 
 
 def number_labels(y: np.ndarray, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,30 +36,47 @@ def labels_of(values: Any, name: str, number: int) -> np.ndarray:
     return array
 
 
-def pair_of(left: Rows, values: Any, name: str) -> tuple[Rows, Rows]:
-    """Two sides of the similarity matrix; a ValueError where their widths differ."""
-    right = Rows(values, name)
-    if left.dim != right.dim:
+def own_rows_of(values: Any | None, queries: int, gallery: int) -> np.ndarray | None:
+    """Gallery rows that queries leave out, `[queries]` int64 from -1; or None."""
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.shape != (queries,) or array.dtype.kind not in "iu":
         raise ValueError(
-            f"{left.name} has {left.dim} columns but {name} has {right.dim}; both "
-            "must come from the same model."
+            f"own_rows is of shape {array.shape} and type {array.dtype}; it must hold "
+            f"{queries} integers, the gallery row that each query leaves out or -1."
         )
-    return left, right
+    wrong = np.flatnonzero((array < -1) | (array >= gallery))
+    if len(wrong):
+        raise ValueError(
+            f"own_rows[{wrong[0]}] is {array[wrong[0]]}; it must be a gallery row, "
+            f"from 0 to {gallery - 1}, or -1 where the query has none."
+        )
+    return array.astype(np.int64)
 
 
-def check_range(left: Rows, right: Rows) -> None:
+def check_widths(left: Rows, name: str, dim: int) -> None:
+    """Raises a ValueError where queries and gallery are not equally wide."""
+    if left.dim != dim:
+        raise ValueError(
+            f"{left.name} has {left.dim} columns but {name} has {dim}; both must come "
+            "from the same model."
+        )
+
+
+def check_lengths(left: Rows, longest: float) -> None:
     """Raises a ValueError where inner products could overflow float32."""
-    if float(left.norms.max()) * float(right.norms.max()) > 1e38:
+    if float(left.norms.max()) * longest > 1e38:
         raise ValueError(
             "inner products overflow float32: the longest rows have length "
-            f"{left.norms.max():.1e} and {right.norms.max():.1e}; scale them down."
+            f"{left.norms.max():.1e} and {longest:.1e}; scale them down."
         )
 
 
 def whole(value: Any, name: str) -> int:
     """A whole number from 1 on; else a ValueError that calls it by name."""
     try:
-        number = operator.index(value)
+        number = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = 0
     if number < 1:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from abe_jax.retrieval.exact import READ_ROWS, Rows
 from abe_jax.retrieval.plan import LANES, Plan, product
+from abe_jax.retrieval.rows import READ_ROWS, Rows
 
 GROUP = 128  # rows
 

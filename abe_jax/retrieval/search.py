@@ -11,70 +11,176 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval import neighbours
-from abe_jax.retrieval.exact import READ_ROWS, Rows
 from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
+from abe_jax.retrieval.rows import READ_ROWS, Rows
 
 _GROUPS = (64, 32, 16, 8)
 _HASHED = 16  # columns that pick the candidates for duplicates
 
 
-def find(
-    queries: Rows, gallery: Rows, k: int, own: bool, plan: Plan
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest gallery rows of each query; equal rows in their order.
+class Index:
+    """A gallery as it is searched: equal rows once, in chunks, held or streamed.
 
-    Args:
-      queries, gallery: the embeddings.
-      k: how many.
-      own: whether query i leaves out gallery row i.
-      plan: devices and memory.
-
-    Returns:
-      similarities [Q, k] float32 and gallery indices [Q, k] int32.
+    Attributes:
+      number, dim: rows of the gallery, and their values.
+      longest: an upper bound of the rows' lengths.
+      chosen: [m] int, ascending; the first of each set of equal rows.
     """
-    first = duplicates(gallery)
-    chosen = np.flatnonzero(first == np.arange(gallery.number))
-    if len(chosen) == gallery.number:
-        if own and queries.same_as(gallery) and neighbours.fits(gallery, k, plan):
-            return neighbours.find_others(gallery, k, plan)
-        return search(queries, gallery, chosen, k, own, plan)
-    # Equal rows are searched for once, as one, and then take their places: the
-    # product may give them different last digits.
-    wanted = k + int(own)
-    sims, places = search(
-        queries, gallery, chosen, min(wanted, len(chosen)), False, plan
-    )
-    copies = np.argsort(first, kind="stable")
-    counts = np.bincount(first, minlength=gallery.number)[chosen]
-    starts = np.cumsum(counts) - counts
-    out_sims = np.empty((queries.number, k), np.float32)
-    out = np.empty((queries.number, k), np.int32)
-    for begin in range(0, queries.number, READ_ROWS):
-        rows = np.arange(begin, min(begin + READ_ROWS, queries.number))
-        several = (counts[places[rows]] > 1).any(axis=1)
-        plain = rows[~several] if places.shape[1] == wanted else rows[:0]
-        if len(plain):
-            index = chosen[places[plain]]
-            left_out = np.full(len(plain), k)
-            if own:
-                itself = index == plain[:, None]
-                left_out = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
-            keep = np.arange(wanted) != left_out[:, None]
-            out[plain] = index[keep].reshape(-1, k)
-            out_sims[plain] = sims[plain][keep].reshape(-1, k)
-        for query in np.setdiff1d(rows, plain):
-            place = places[query]
-            n = counts[place]
-            within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-            index = copies[np.repeat(starts[place], n) + within]
-            value = np.repeat(sims[query], n)
-            # Different rows can tie as well: their copies mix by index.
-            order = np.lexsort((index, -value))
-            if own:
-                order = order[index[order] != query]
-            out[query], out_sims[query] = index[order[:k]], value[order[:k]]
-    return out_sims, out
+
+    def __init__(self, rows: Rows, plan: Plan, hold: bool = False):
+        """Finds equal rows; with `hold` puts all others on the devices, to stay."""
+        self.number, self.dim = rows.number, rows.dim
+        self.longest = float(rows.norms.max())
+        first = duplicates(rows)
+        self.chosen = np.flatnonzero(first == np.arange(rows.number))
+        self._plan = plan
+        # Equal rows in their order, and which of them belong to each chosen one.
+        self._copies = np.argsort(first, kind="stable")
+        self._counts = np.bincount(first, minlength=rows.number)[self.chosen]
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._rows, self._held, self._tile = rows, None, 0
+        if hold:
+            chunk, self._tile = self._chunk(_block(plan), whole=True)
+            self._held = self._load(0, chunk)
+            self._rows = None  # the caller may let go of the array
+
+    def find(
+        self, queries: Rows, k: int, own: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest gallery rows of each query; equal rows in their order.
+
+        Args:
+          queries: the embeddings.
+          k: how many.
+          own: [Q] int, the gallery row that each query leaves out, or -1.
+
+        Returns:
+          similarities [Q, k] float32 and gallery indices [Q, k] int32.
+        """
+        if len(self.chosen) == self.number:
+            return self._search(queries, k, own)
+        # Equal rows are searched for once, as one, and then take their places: the
+        # product may give them different last digits.
+        wanted = k + int(own is not None)
+        sims, places = self._search(queries, min(wanted, len(self.chosen)), None)
+        counts = self._counts
+        out_sims = np.empty((queries.number, k), np.float32)
+        out = np.empty((queries.number, k), np.int32)
+        for begin in range(0, queries.number, READ_ROWS):
+            rows = np.arange(begin, min(begin + READ_ROWS, queries.number))
+            several = (counts[places[rows]] > 1).any(axis=1)
+            plain = rows[~several] if places.shape[1] == wanted else rows[:0]
+            if len(plain):
+                index = self.chosen[places[plain]]
+                left_out = np.full(len(plain), k)
+                if own is not None:
+                    itself = index == own[plain, None]
+                    left_out = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
+                keep = np.arange(wanted) != left_out[:, None]
+                out[plain] = index[keep].reshape(-1, k)
+                out_sims[plain] = sims[plain][keep].reshape(-1, k)
+            for query in np.setdiff1d(rows, plain):
+                place = places[query]
+                n = counts[place]
+                within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+                index = self._copies[np.repeat(self._starts[place], n) + within]
+                value = np.repeat(sims[query], n)
+                # Different rows can tie as well: their copies mix by index.
+                order = np.lexsort((index, -value))
+                if own is not None:
+                    order = order[index[order] != own[query]]
+                out[query], out_sims[query] = index[order[:k]], value[order[:k]]
+        return out_sims, out
+
+    def _search(
+        self, queries: Rows, k: int, own: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the chosen rows, by their places: both [Q, k].
+
+        Args:
+          queries: the embeddings.
+          k: how many, at most m, or m - 1 with `own`.
+          own: [Q] int, the place that each query leaves out, or -1.
+        """
+        plan, number = self._plan, len(self.chosen)
+        block = min(_block(plan), queries.number)
+        if self._held is None:
+            chunk, tile = self._chunk(block, whole=False)
+        else:
+            # Few programs for any number of queries, and one product for few of them.
+            block = min(_block(plan), 1 << (block - 1).bit_length())
+            chunk, tile = len(self._held) // len(plan.devices), self._tile
+            tile = chunk if 8 * block * chunk <= plan.memory / 8 else tile
+        step = _searcher(plan.devices, tile, k, plan.precision)
+        stride = chunk * len(plan.devices)
+        total = -(-number // stride) * queries.number
+        done = 0
+        sims = np.full((queries.number, k), -np.inf, np.float32)
+        places = np.full((queries.number, k), -1, np.int32)
+        for start in range(0, number, stride):
+            held = self._load(start, chunk) if self._held is None else self._held
+            waiting: list[tuple[int, Any]] = []
+
+            def collect(entry: tuple[int, Any]) -> None:
+                at, (values, index) = entry
+                values, index = np.asarray(values), np.asarray(index)
+                count = min(len(values), queries.number - at)
+                sims[at : at + count] = values[:count]
+                places[at : at + count] = index[:count]
+
+            for at in range(0, queries.number, block):
+                x = queries.block(at, at + block)
+                count = len(x)
+                best, index = sims[at : at + count], places[at : at + count]
+                left_out = np.full(block, -1, np.int32)
+                if own is not None:
+                    left_out[:count] = own[at : at + count]
+                if count < block:
+                    fill = ((0, block - count), (0, 0))
+                    x, best, index = (np.pad(v, fill) for v in (x, best, index))
+                bounds = np.array([start, number], np.int32)
+                values = (plan.put(v) for v in (bounds, x, left_out, best, index))
+                waiting.append((at, step(*values, held)))
+                if len(waiting) > 2:
+                    collect(waiting.pop(0))
+                done += count
+                if plan.progress is not None:
+                    plan.progress(done / total)
+            for entry in waiting:
+                collect(entry)
+        return sims, places
+
+    def _chunk(self, block: int, whole: bool) -> tuple[int, int]:
+        """Rows of a shard on a device at once, and of a tile, which divides it."""
+        plan, shards = self._plan, len(self._plan.devices)
+        # A quarter for a chunk and another for the next one, an eighth for
+        # similarities.
+        tile = max(LANES, int(plan.memory / 8 / (8 * block)) // LANES * LANES)
+        chunk = -(-len(self.chosen) // shards)
+        if whole or chunk * 4 * self.dim <= plan.memory / 2:  # even tiles
+            tiles = -(-chunk // tile)
+            tile = -(-chunk // tiles // LANES) * LANES
+        else:
+            chunk = int(plan.memory / 4 / (4 * self.dim))
+            tile = min(tile, max(LANES, chunk // LANES * LANES))
+            tiles = max(1, chunk // tile)
+        return tile * tiles, tile
+
+    def _load(self, start: int, chunk: int) -> jax.Array:
+        """Puts a chunk of the chosen rows on each device, filled up with zeros."""
+        assert self._rows is not None
+        rows = np.zeros((chunk * len(self._plan.devices), self.dim), np.float32)
+        part = self.chosen[start : start + len(rows)]
+        for at in range(0, len(part), READ_ROWS):
+            some = part[at : at + READ_ROWS]
+            rows[at : at + len(some)] = self._rows.take(some)
+        return self._plan.put(rows, P(AXIS))
+
+
+def _block(plan: Plan) -> int:
+    """Queries of one step, at most."""
+    most = 256 if plan.devices[0].platform == "cpu" else 2048
+    return max(1, min(most, int(plan.memory / 8 / (8 * LANES))))
 
 
 def duplicates(rows: Rows) -> np.ndarray:
@@ -118,104 +224,32 @@ def _repeated(keys: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.sort(index[order[np.r_[False, same] | np.r_[same, False]]])
 
 
-def search(
-    queries: Rows, gallery: Rows, chosen: np.ndarray, k: int, own: bool, plan: Plan
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of the gallery rows `chosen` for each query.
-
-    Args:
-      queries, gallery: the embeddings.
-      chosen: [m] int, ascending; the gallery rows that take part.
-      k: how many, at most m, or m - 1 with `own`.
-      own: whether to leave out place i of `chosen` for query i.
-      plan: devices and memory.
-
-    Returns:
-      similarities [Q, k] float32 and places in `chosen` [Q, k] int32.
-    """
-    number, dim, shards = len(chosen), gallery.dim, len(plan.devices)
-    # A quarter for a chunk and another for the next one, an eighth for similarities.
-    block = 256 if plan.devices[0].platform == "cpu" else 2048
-    block = max(1, min(block, queries.number, int(plan.memory / 8 / (8 * LANES))))
-    tile = max(LANES, int(plan.memory / 8 / (8 * block)) // LANES * LANES)
-    chunk = -(-number // shards)
-    if chunk * 4 * dim <= plan.memory / 2:  # all of it fits: even tiles
-        tiles = -(-chunk // tile)
-        tile = -(-chunk // tiles // LANES) * LANES
-    else:
-        chunk = int(plan.memory / 4 / (4 * dim))
-        tile = min(tile, max(LANES, chunk // LANES * LANES))
-        tiles = max(1, chunk // tile)
-    chunk = tile * tiles
-    step = _searcher(plan.devices, tile, k, own, plan.precision)
-    total = -(-number // (chunk * shards)) * queries.number
-    done = 0
-    sims = np.full((queries.number, k), -np.inf, np.float32)
-    places = np.full((queries.number, k), -1, np.int32)
-    for start in range(0, number, chunk * shards):
-        rows = np.zeros((chunk * shards, dim), np.float32)
-        part = chosen[start : start + len(rows)]
-        for at in range(0, len(part), READ_ROWS):
-            some = part[at : at + READ_ROWS]
-            rows[at : at + len(some)] = gallery.take(some)
-        placed = plan.put(rows, P(AXIS))
-        waiting: list[tuple[int, Any]] = []
-
-        def collect(entry: tuple[int, Any]) -> None:
-            at, (values, index) = entry
-            values, index = np.asarray(values), np.asarray(index)
-            count = min(len(values), queries.number - at)
-            sims[at : at + count] = values[:count]
-            places[at : at + count] = index[:count]
-
-        for at in range(0, queries.number, block):
-            x = queries.block(at, at + block)
-            count = len(x)
-            best, index = sims[at : at + count], places[at : at + count]
-            if count < block:
-                fill = ((0, block - count), (0, 0))
-                x, best, index = (np.pad(v, fill) for v in (x, best, index))
-            bounds = np.array([start, number, at], np.int32)
-            waiting.append(
-                (at, step(*(plan.put(v) for v in (bounds, x, best, index)), placed))
-            )
-            if len(waiting) > 2:
-                collect(waiting.pop(0))
-            done += count
-            if plan.progress is not None:
-                plan.progress(done / total)
-        for entry in waiting:
-            collect(entry)
-    return sims, places
-
-
 @lru_cache(maxsize=32)
 def _searcher(
     devices: tuple[Device, ...],
     tile: int,
     k: int,
-    own: bool,
     precision: lax.Precision,
 ) -> Callable[..., Any]:
     """The jitted step: one block of queries against every shard of a chunk."""
 
-    def step(bounds: Any, x: Any, best: Any, index: Any, shard: Any) -> Any:
-        device = lax.axis_index(AXIS) if len(devices) > 1 else 0
-        first = bounds[0] + device * shard.shape[0]
-        query = bounds[2] + jnp.arange(len(x), dtype=jnp.int32)
+    def step(bounds: Any, x: Any, own: Any, best: Any, index: Any, shard: Any) -> Any:
+        device = lax.axis_index(AXIS) if len(devices) > 1 else np.int32(0)
+        first = bounds[0] + device * np.int32(len(shard))
 
         def body(t: jax.Array, found: Any) -> Any:
-            rows = lax.dynamic_slice_in_dim(shard, t * tile, tile)
+            rows = shard
+            if tile < len(shard):
+                rows = lax.dynamic_slice_in_dim(shard, t * tile, tile)
             sims = product(x, rows, precision)
             place = first + t * tile + jnp.arange(tile, dtype=jnp.int32)
-            keep = (place < bounds[1])[None, :]
-            if own:
-                keep = keep & (place[None, :] != query[:, None])
+            keep = (place < bounds[1])[None, :] & (place[None, :] != own[:, None])
             values, at = _best(jnp.where(keep, sims, -jnp.inf), min(k, tile))
             return _merge(found, (values, first + t * tile + at), k)
 
         none = (jnp.full_like(best, -jnp.inf), jnp.full_like(index, -1))
-        found = lax.fori_loop(0, shard.shape[0] // tile, body, none)
+        tiles = np.int32(len(shard) // tile)
+        found = lax.fori_loop(np.int32(0), tiles, body, none)
         if len(devices) > 1:
             # Shards lie in the gallery's order, so a stable merge keeps ties right.
             values, at = (lax.all_gather(v, AXIS, axis=1, tiled=True) for v in found)
@@ -226,7 +260,7 @@ def _searcher(
         step = jax.shard_map(
             step,
             mesh=Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)),
-            in_specs=(P(), P(), P(), P(), P(AXIS)),
+            in_specs=(P(), P(), P(), P(), P(), P(AXIS)),
             out_specs=P(),
             check_vma=False,
         )
