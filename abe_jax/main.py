@@ -59,7 +59,7 @@ _MODES = {
     ),
     "evaluate": _Mode(
         "restore a checkpoint, print its table, write result and report",
-        "abe_jax.evaluate:evaluate_checkpoint",
+        "abe_jax.report:evaluate_and_report",
         takes=("step",),
     ),
 }

@@ -122,9 +122,12 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 due = last or step % config.train.eval_every == 0
                 if due and step not in evaluated:
                     reporter.flush()
-                    result = evaluator.run(state, folder, stop.check)
-                    evaluated[step] = evaluate.scalars(result)
+                    evaluation = evaluator.run(state, stop.check)
+                    evaluated[step] = evaluate.scalars(evaluation.content)
                     writer.write(step, evaluated[step])
+                    if processes.is_first():
+                        evaluate.write(folder, evaluation.content)
+                        report.write(folder, evaluation)
                     reporter.tell_evaluation(step, evaluated[step])
                 if last:
                     break

@@ -197,10 +197,24 @@ def make_embed_step(
     centre crop and the running averages of batch norm, and returns `[B, M, D/M]`
     float32.
     """
+    return _on_centre_crops(model, image_size, lambda net, images: net(images))
+
+
+def make_attention_step(
+    model: nnx.Module, image_size: int
+) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
+    """As `make_embed_step`, but returns the masks `[B, M, h, w, C]`."""
+    return _on_centre_crops(model, image_size, lambda net, x: net.attention(x))
+
+
+def _on_centre_crops(
+    model: nnx.Module, image_size: int, method: Callable[[Any, jax.Array], jax.Array]
+) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
     graphdef = split_model(_view(model, use_running_average=True))[0]
 
-    def embed(variables: tuple[Tree, Tree], images: jax.Array) -> jax.Array:
+    def program(variables: tuple[Tree, Tree], images: jax.Array) -> jax.Array:
         net = _merge(graphdef, *variables)
-        return net(net.preprocessing(augment.centre_crop(images, image_size)))
+        views = augment.centre_crop(images, image_size)
+        return method(net, net.preprocessing(views))
 
-    return embed
+    return program

@@ -66,6 +66,11 @@ class Subset:
     def __getitem__(self, position: int) -> np.ndarray:
         return self.source[int(self.indices[position])]
 
+    def spread(self, number: int) -> "Subset":
+        """`number` images of the part, evenly spread over it."""
+        chosen = np.linspace(0, len(self) - 1, number).astype(int)
+        return Subset(self.source, self.indices[chosen])
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from abe_jax import data, retrieval
+from abe_jax import data, evaluate, processes, retrieval
 from abe_jax.workdir import metrics as metric_writer
 
 REPORT_FILE = "report.html"
@@ -30,13 +30,20 @@ pre { background: #f4f4f4; padding: 1em; overflow-x: auto }
 """
 
 
+def evaluate_and_report(config, workdir: str, step: int | None = None) -> None:
+    """Measures a checkpoint, prints its table, writes `evaluation.json` and the page.
+
+    Args and errors are those of `evaluate.evaluate_checkpoint`.
+    """
+    evaluation = evaluate.evaluate_checkpoint(config, workdir, step)
+    if processes.is_first():
+        write(pathlib.Path(workdir), evaluation)
+
+
 def write(
     workdir: pathlib.Path,
-    evaluation: dict,
-    subset: data.Subset,
-    embeddings: np.ndarray,
+    evaluation: evaluate.Evaluation,
     *,
-    gallery: tuple[data.Subset, np.ndarray] | None = None,
     num_queries: int = 12,
     num_matches: int = 8,
 ) -> pathlib.Path:
@@ -44,26 +51,24 @@ def write(
 
     Args:
       workdir: of the run; its metrics are read.
-      evaluation: content of `evaluation.json`.
-      subset: the images that were evaluated.
-      embeddings: `[n, M, D/M]` float32, theirs.
-      gallery: images that were searched and their embeddings `[g, M, D/M]`; None where
-        those of `subset` were.
+      evaluation: what is shown.
       num_queries: how many queries are shown, spread evenly over the classes.
       num_matches: how many nearest images are shown for each.
 
     Returns:
       path of the file.
     """
+    content, subset = evaluation.content, evaluation.queries
+    embeddings, gallery = evaluation.embeddings, evaluation.gallery
     metrics = metric_writer.read(workdir)
     parts = [
-        f"<h1>Recall@1 {evaluation['recall']['1']:.3f}</h1>"
-        if "1" in evaluation["recall"]
+        f"<h1>Recall@1 {content['recall']['1']:.3f}</h1>"
+        if "1" in content["recall"]
         else "<h1>Retrieval</h1>",
-        f"<p>{evaluation['num_queries']} queries of classes that were "
-        f"{'never seen in training' if evaluation['protocol']['zero_shot'] else 'held'}"
-        f", step {evaluation['step']}.</p>",
-        _table(evaluation),
+        f"<p>{content['num_queries']} queries of classes that were "
+        f"{'never seen in training' if content['protocol']['zero_shot'] else 'held'}"
+        f", step {content['step']}.</p>",
+        _table(content),
         "<h2>Training</h2>",
         _curve(metrics, "train/loss", "loss"),
         _curve(metrics, "eval/recall@1", "Recall@1 of the ensemble"),
@@ -71,7 +76,7 @@ def write(
         "where the class is the same.</p>",
         _gallery(subset, embeddings, gallery, num_queries, num_matches),
         "<h2>Protocol</h2>",
-        f"<pre>{html.escape(json.dumps(evaluation['protocol'], indent=2))}</pre>",
+        f"<pre>{html.escape(json.dumps(content['protocol'], indent=2))}</pre>",
     ]
     path = workdir / REPORT_FILE
     path.write_text(

@@ -48,7 +48,8 @@ def test_numbers_of_queries(measured):
 
 def test_flat_metrics_and_table(measured):
     metrics = evaluate.scalars(measured[2])
-    assert set(metrics) == {
+    diversity = {name for name in metrics if name.startswith("eval/diversity/")}
+    assert set(metrics) - diversity == {
         f"{part}/{figure}"
         for part in (
             "eval",
@@ -57,7 +58,9 @@ def test_flat_metrics_and_table(measured):
         )
         for figure in ("recall@1", "recall@4", "map_at_r")
     }
-    lines = evaluate.table({"untrained": metrics, "step 5": metrics}, 3).splitlines()
+    assert all(isinstance(value, float) for value in metrics.values())
+    table = evaluate.table({"untrained": metrics, "step 5": metrics}, 3)
+    *lines, empty, last = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["R@1", "R@4", "MAP@R"] * 2
     assert [line[:12].strip() for line in lines[2:]] == [
@@ -65,6 +68,27 @@ def test_flat_metrics_and_table(measured):
         *("mean learner", "ensemble"),
     ]
     assert lines[-1].split()[1] == f"{metrics['eval/recall@1']:.3f}"
+    gain = metrics["eval/recall@1"] - metrics["eval/mean_learner/recall@1"]
+    assert not empty and f"gains {100 * gain:+.1f} points" in last
+
+
+def test_gain_is_of_recall_at_1_whatever_is_asked_for(measured):
+    embeddings, labels, result = measured
+    other = evaluate.measure(embeddings, labels, (4,))
+    assert other["diversity"] == result["diversity"]
+    assert list(other["recall"]) == ["4"]
+
+
+def test_a_new_metric_appears_everywhere_by_itself(measured, monkeypatch):
+    metric = evaluate.Metric("R-P", lambda result: result.r_precision)
+    monkeypatch.setitem(evaluate.METRICS, "r_precision", metric)
+    embeddings, labels, _ = measured
+    result = evaluate.measure(embeddings, labels, (1,))
+    assert 0 < result["mean_learner"]["r_precision"] < result["r_precision"] < 1
+    metrics = evaluate.scalars(result)
+    assert metrics["eval/learner_2/r_precision"] > 0
+    table = evaluate.table({"step 5": metrics}, 3)
+    assert table.splitlines()[1].split() == ["R@1", "MAP@R", "R-P"]
 
 
 def test_non_finite_embedding_is_the_users_to_know(measured):

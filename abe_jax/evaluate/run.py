@@ -1,0 +1,206 @@
+"""Embeds the part of the data that is held out, and has it measured."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from abe_jax import (
+    data,
+    models,
+    optimizer,
+    parallel,
+    processes,
+    train_step,
+)
+from abe_jax.evaluate import present
+from abe_jax.evaluate.diversity import mask_correlation
+from abe_jax.evaluate.measure import measure
+from abe_jax.workdir import checkpoints as checkpoint
+
+_IMAGES_FOR_MASKS = 8  # a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A measured state, with what its report shows.
+
+    Attributes:
+      content: that of `evaluation.json`.
+      queries: the images that were evaluated.
+      embeddings: theirs, float32 `[n, M, D/M]`.
+      gallery: what was searched, and its embeddings; None where the queries were.
+    """
+
+    content: dict
+    queries: data.Subset
+    embeddings: np.ndarray
+    gallery: tuple[data.Subset, np.ndarray] | None
+
+
+class Evaluator:
+    """Embeds the classes held out and measures retrieval among them."""
+
+    def __init__(self, config, model: models.Embedder, splits: data.Splits, mesh: Mesh):
+        """Compiles nothing yet; the first run does.
+
+        Args:
+          config: whole config.
+          model: gives structure and preprocessing.
+          splits: as of `data.create`; its `evaluation` part is measured.
+          mesh: the devices.
+        """
+        self._config = config
+        self._num_learners = model.num_learners
+        self._splits = splits
+        self._mesh = mesh
+        self._embed = self._mapped(train_step.make_embed_step, model)
+        self._attention = (
+            self._mapped(train_step.make_attention_step, model)
+            if isinstance(model, models.ABE) and model.num_learners > 1
+            else None
+        )
+
+    def _mapped(self, make: Callable, model: models.Embedder) -> Callable:
+        return parallel.map_over_devices(
+            make(model, self._config.data.image_size),
+            self._mesh,
+            mapping=self._config.parallel.mapping,
+            rows_out=True,
+        )
+
+    def run(
+        self, state: train_step.TrainState, check: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Measures a state. All processes get the same.
+
+        Args:
+          state: replicated over the mesh.
+          check: called before every batch; may raise to stop.
+
+        Raises:
+          UserError: as of `measure`.
+        """
+        queries, gallery = self._splits.evaluation, self._splits.gallery
+        embeddings = self.embed(state, queries, check)
+        searched, labelled = None, None
+        if gallery is not None:
+            searched = (gallery, self.embed(state, gallery, check))
+            labelled = (searched[1], gallery.labels)
+        measured = measure(
+            embeddings, queries.labels, self._config.eval.recall_at, labelled
+        )
+        if self._attention is not None:
+            masks = self._masks(state, queries, check)
+            measured["diversity"]["mask_correlation"] = mask_correlation(masks)
+        content = {
+            "step": int(state.step),
+            **measured,
+            "protocol": _protocol(self._config, self._splits, self._num_learners),
+        }
+        return Evaluation(content, queries, embeddings, searched)
+
+    def _masks(
+        self,
+        state: train_step.TrainState,
+        subset: data.Subset,
+        check: Callable[[], None],
+    ) -> np.ndarray:
+        """Masks `[n, M, h, w, C]` of a few images, spread evenly over a part."""
+        assert self._attention is not None
+        number = min(len(subset), _IMAGES_FOR_MASKS * self._mesh.size)
+        few = subset.spread(number)
+        batch_size = _IMAGES_FOR_MASKS * self._mesh.size
+        reading = data.Reading.of_process(self._config.data, *processes.place())
+        (batch,) = data.evaluation_batches(few, batch_size, reading)
+        check()
+        images = parallel.split_rows(batch["image"], self._mesh)
+        masks = self._attention((state.params, state.model_state), images)
+        return processes.gather_rows(masks)[:number].astype(np.float32)
+
+    def embed(
+        self,
+        state: train_step.TrainState,
+        subset: data.Subset,
+        check: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Embeds every image of a part once: float32 `[n, M, D/M]`, in its order.
+
+        Every process gets all of them.
+        """
+        # By device: a program of one shape rounds an image the same way everywhere.
+        batch_size = self._config.eval.batch_size * self._mesh.size
+        reading = data.Reading.of_process(self._config.data, *processes.place())
+        parts: list[np.ndarray] = []
+        pending: jax.Array | None = None
+        for batch in data.evaluation_batches(subset, batch_size, reading):
+            check()
+            images = parallel.split_rows(batch["image"], self._mesh)
+            rows = self._embed((state.params, state.model_state), images)
+            # Fetched a batch late, so that the device always has work.
+            if pending is not None:
+                parts.append(processes.gather_rows(pending))
+            pending = rows
+        if pending is not None:
+            parts.append(processes.gather_rows(pending))
+        # The images come in order; only the end of the last batch is padding.
+        return np.concatenate(parts)[: len(subset)]
+
+
+def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evaluation:
+    """Restores a run's checkpoint, measures it and prints the table.
+
+    Process 0 writes `evaluation.json`.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run.
+      step: which checkpoint; the newest by default.
+
+    Raises:
+      UserError: no such run or checkpoint, or one of another config.
+    """
+    folder = pathlib.Path(workdir)
+    checkpoint.require_run(folder, config)
+    model = models.create(config.model, rngs=nnx.Rngs(config.seed))
+    splits = data.create(config.data)
+    mesh = parallel.make_mesh()
+    optimiser, _ = optimizer.create(config.train)
+    state = train_step.initial_state(model, optimiser)
+    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+        state = checkpoints.restore(state, mesh, step)
+    evaluation = Evaluator(config, model, splits, mesh).run(state)
+    content = evaluation.content
+    if processes.is_first():
+        present.write(folder, content)
+        columns = {f"step {content['step']}": present.scalars(content)}
+        print(present.table(columns, len(content["learners"])))
+    return evaluation
+
+
+def _protocol(config, splits: data.Splits, num_learners: int) -> dict:
+    """What a number must be reported with."""
+    return {
+        "data": config.data.name,
+        "split": splits.evaluation_name,
+        "zero_shot": splits.zero_shot,
+        "num_classes": len(np.unique(splits.evaluation.labels)),
+        "trunk": config.model.trunk,
+        "width": config.model.width,
+        "num_learners": num_learners,
+        "embedding_dim": config.model.embedding_dim,
+        "image_size": config.data.image_size,
+        "crop": "centre",
+        "square": config.data.square,
+        "box_crop": config.data.box_crop,
+        "gallery": "the other queries"
+        if splits.gallery is None
+        else "a part of its own",
+        "similarity": "inner product of the concatenated unit-length embeddings",
+        "ties": "count against the model",
+    }
