@@ -23,6 +23,7 @@ from abe_jax import (
 )
 from abe_jax.data import samplers
 from abe_jax.errors import UserError
+from abe_jax.workdir import EVALUATION_FILE, REPORT_FILE
 from abe_jax.workdir import checkpoints as checkpoint
 from abe_jax.workdir import metrics as metric_writer
 
@@ -163,7 +164,7 @@ def _show_result(
 ) -> None:
     columns = {"untrained": untrained, f"step {step}": trained}
     print(evaluate.table(columns, learners))
-    print(f"\n{folder / evaluate.EVALUATION_FILE}\n{folder / report.REPORT_FILE}")
+    print(f"\n{folder / EVALUATION_FILE}\n{folder / REPORT_FILE}")
 
 
 class _StopRequest:

@@ -79,6 +79,12 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert second == first
 
 
+def ensemble_row(output):
+    return next(
+        row for row in map(str.split, output.splitlines()) if row[:1] == ["ensemble"]
+    )
+
+
 def test_evaluate_prints_what_training_printed(finished, tmp_path):
     finished_workdir, trained_output, _ = finished
     workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
@@ -88,13 +94,11 @@ def test_evaluate_prints_what_training_printed(finished, tmp_path):
     status, output, errors = run(*arguments, "--mode=evaluate")
     assert status == 0, errors
     assert json.loads((workdir / "evaluation.json").read_text()) == before
-    row = output.splitlines()[-1].split()
-    assert row[0] == "ensemble"
-    assert trained_output.splitlines()[-4].split()[-5:] == row[-5:]
+    assert ensemble_row(trained_output)[-5:] == ensemble_row(output)[-5:]
     at_4 = [line for line in lines_of(workdir) if line["step"] == 4][-1]
     status, output, errors = run(*arguments, "--mode=evaluate", "--step=4")
     assert status == 0, errors
-    assert f"{at_4['eval/recall@1']:.3f}" == output.splitlines()[-1].split()[1]
+    assert f"{at_4['eval/recall@1']:.3f}" == ensemble_row(output)[1]
     # The workdir alone is enough, whatever its run was started with.
     alone = (f"--workdir={workdir}", "--mode=evaluate")
     status, output, errors = run(*alone, "--config.eval.recall_at=(1,3)")

@@ -1,11 +1,10 @@
 """Measuring a model: embed a part of the data, measure retrieval in it, present it."""
 
 from abe_jax.evaluate.measure import METRICS, Metric, measure
-from abe_jax.evaluate.present import EVALUATION_FILE, scalars, table, write
+from abe_jax.evaluate.present import scalars, table, write
 from abe_jax.evaluate.run import Evaluation, Evaluator, evaluate_checkpoint
 
 __all__ = [
-    "EVALUATION_FILE",
     "METRICS",
     "Evaluation",
     "Evaluator",

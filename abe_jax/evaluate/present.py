@@ -3,9 +3,8 @@
 import json
 import pathlib
 
+from abe_jax import workdir
 from abe_jax.evaluate.measure import METRICS
-
-EVALUATION_FILE = "evaluation.json"
 
 
 def scalars(evaluation: dict) -> dict[str, float]:
@@ -77,10 +76,7 @@ def _gain(metrics: dict[str, float]) -> str:
     )
 
 
-def write(folder: pathlib.Path, content: dict) -> pathlib.Path:
-    """Writes `evaluation.json`, whole or not at all; returns its path."""
-    path = folder / EVALUATION_FILE
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
-    return path
+def write(folder: pathlib.Path, content: dict) -> None:
+    """Writes `evaluation.json` into the folder of a run, whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    workdir.write_whole(folder / workdir.EVALUATION_FILE, text)

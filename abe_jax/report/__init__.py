@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from abe_jax import data, evaluate, processes, retrieval
+from abe_jax.workdir import REPORT_FILE
 from abe_jax.workdir import metrics as metric_writer
-
-REPORT_FILE = "report.html"
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em;
