@@ -104,7 +104,7 @@ def main() -> None:
     root, scale = pathlib.Path(arguments.folder), arguments.scale
     expected = {
         role: (round(classes * scale), round(images * scale))
-        for role, (classes, images) in sop.EXPECTED.items()
+        for role, (classes, images) in sop.DATASET.expected.items()
     }
     total = sum(images for _, images in expected.values())
     meter = Meter()

@@ -4,6 +4,7 @@ A resumed run, another number of loader threads or another number of hosts there
 sees the same batches, and nothing of a sampler needs to be in a checkpoint.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -143,19 +144,25 @@ class PairSampler:
         return self._by_class[places]
 
 
+# What makes each of labels, batch size, `data.images_per_class` and seed.
+SAMPLERS: dict[str, Callable[[np.ndarray, int, int, int], Sampler]] = {
+    "classes": ClassSampler,
+    "pairs": lambda labels, batch_size, _, seed: PairSampler(labels, batch_size, seed),
+}
+
+
 def create(
     labels: np.ndarray, *, name: str, batch_size: int, images_per_class: int, seed: int
 ) -> Sampler:
-    """Makes the sampler that `config.data.sampler` names: "classes" or "pairs".
+    """Makes the sampler that `config.data.sampler` names, a key of `SAMPLERS`.
 
     Raises:
       UserError: the name is unknown, or the sampler's numbers do not fit.
     """
-    if name == "classes":
-        return ClassSampler(labels, batch_size, images_per_class, seed)
-    if name == "pairs":
-        return PairSampler(labels, batch_size, seed)
-    raise UserError(f"data.sampler is {name!r}; known are 'classes' and 'pairs'.")
+    if name not in SAMPLERS:
+        known = " and ".join(map(repr, SAMPLERS))
+        raise UserError(f"data.sampler is {name!r}; known are {known}.")
+    return SAMPLERS[name](labels, batch_size, images_per_class, seed)
 
 
 def _members(labels: np.ndarray) -> list[np.ndarray]:

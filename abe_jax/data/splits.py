@@ -7,16 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 from absl import logging
 
-from abe_jax.data import prepared
-from abe_jax.data.birds import Birds
-from abe_jax.data.image_folder import ImageFolder
+from abe_jax.data import sources
 from abe_jax.data.memory import InMemory
-from abe_jax.data.pipeline import ImageSource, Subset
-from abe_jax.data.prepared import PreparedRecords
+from abe_jax.data.pipeline import Subset
 from abe_jax.errors import UserError
-
-# Those that `abe_jax.prepare` makes and that are read in no other form.
-BENCHMARKS = ("cub200", "cars196", "sop", "inshop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +126,7 @@ def create(config) -> Splits:
     Raises:
       UserError: the data is not there, or the fields do not fit it.
     """
-    source = _open(config)
+    source = sources.open_source(config)
     roles = np.array(getattr(source, "roles", ()))
     classes = np.arange(len(source.class_names))
     in_gallery = roles == "gallery" if len(roles) else np.zeros(len(source), bool)
@@ -160,73 +154,6 @@ def create(config) -> Splits:
             len(shared),
         )
     return Splits(train_part, evaluation_part, name, not len(shared), gallery)
-
-
-def _open(config) -> ImageSource:
-    if config.load_size < config.image_size:
-        raise UserError(
-            f"data.load_size = {config.load_size} is below data.image_size = "
-            f"{config.image_size}; images are cropped on the device, never enlarged."
-        )
-    if config.name == "birds":
-        try:
-            return Birds(
-                num_classes=config.birds_classes,
-                images_per_class=config.birds_images_per_class,
-                image_size=config.load_size,
-            )
-        except ValueError as error:
-            raise UserError(f"data.birds_*, data.load_size: {error}") from error
-    if config.name in BENCHMARKS:
-        return _open_prepared(config)
-    if config.box_crop:
-        raise UserError(
-            f"data.box_crop is for prepared data sets with boxes; {config.name!r} has "
-            "none: switch it off."
-        )
-    if config.name == "image_folder":
-        if not config.path:
-            raise UserError(
-                "data.path is not set; give a folder or a zip file with one folder a "
-                "class: --config.data.path=DIR"
-            )
-        if prepared.find(config.path, config.name):
-            return _open_prepared(config)
-        return ImageFolder(config.path, config.load_size, square=config.square)
-    raise UserError(
-        f"data.name is {config.name!r}; known are 'birds', 'image_folder', "
-        f"{', '.join(map(repr, BENCHMARKS))}."
-    )
-
-
-def _open_prepared(config) -> PreparedRecords:
-    folder = prepared.find(config.path or "", config.name)
-    if not config.path or folder is None:
-        place = f"{config.path!r} holds no" if config.path else "is not set; give a"
-        raise UserError(
-            f"data.path {place} prepared {config.name}; make one with python -m "
-            f"abe_jax.prepare --dataset={config.name} --source=... --data_dir=DIR, and "
-            "give --config.data.path=DIR"
-        )
-    records = PreparedRecords(
-        folder, config.load_size, square=config.square, box_crop=config.box_crop
-    )
-    if records.num_skipped:
-        logging.warning(
-            "%s was prepared without %d bad files: its Recall@K is not comparable with "
-            "that of the whole data set.",
-            folder,
-            records.num_skipped,
-        )
-    if 0 < records.stored_size < config.load_size:
-        logging.warning(
-            "%s is stored with a short side of %d, and enlarged to data.load_size = "
-            "%d; prepare it with a larger --size.",
-            folder,
-            records.stored_size,
-            config.load_size,
-        )
-    return records
 
 
 def _held_out(train_classes: np.ndarray, fraction: float) -> np.ndarray:

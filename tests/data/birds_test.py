@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from abe_jax.data import birds
-from abe_jax.data.bird_drawing import PART_NAMES, PARTS, render
-from abe_jax.data.birds import Birds
+from abe_jax.data.datasets import birds
+from abe_jax.data.datasets.bird_drawing import PART_NAMES, PARTS, render
+from abe_jax.data.datasets.birds import Birds
 
 GOLDEN_MEANS = {
     0: [109.93, 143.63, 103.59],

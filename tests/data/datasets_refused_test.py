@@ -8,14 +8,15 @@ import zipfile
 import fake_datasets as fake
 import pytest
 
-from abe_jax.data import datasets
+from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.listing import Tree
+from abe_jax.data.prepare import layouts
 from abe_jax.errors import UserError
 
 
 def read(dataset, root, scratch, expected=None):
     expected = fake.SMALL[dataset] if expected is None else expected
-    return datasets.read(dataset, root, scratch, expected)
+    return layouts.read(DATASETS[dataset], root, scratch, expected)
 
 
 # What was done to a data set, and what its user is told.

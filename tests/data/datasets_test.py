@@ -11,12 +11,13 @@ import fake_datasets as fake
 import numpy as np
 import pytest
 
-from abe_jax.data import datasets
+from abe_jax.data.datasets import DATASETS
+from abe_jax.data.prepare import layouts
 
 
 def read(dataset, root, scratch, expected=None):
     expected = fake.SMALL[dataset] if expected is None else expected
-    return datasets.read(dataset, root, scratch, expected)
+    return layouts.read(DATASETS[dataset], root, scratch, expected)
 
 
 def assert_is_as_expected(listing, expected):
@@ -51,15 +52,14 @@ FULL = [
 @pytest.mark.parametrize("layout", FULL)
 def test_official_numbers(layout, tmp_path):
     dataset, write, _ = fake.LAYOUTS[layout]
-    expected = datasets.READERS[dataset].EXPECTED
+    expected = DATASETS[dataset].expected
     write(tmp_path / "source", expected, fake.no_image)
-    listing = datasets.read(dataset, tmp_path / "source", tmp_path / "scratch")
+    listing = read(dataset, tmp_path / "source", tmp_path / "scratch", expected)
     assert_is_as_expected(listing, expected)
 
 
 def test_official_numbers_are_those_of_the_protocol():
-    numbers = {name: reader.EXPECTED for name, reader in datasets.READERS.items()}
-    assert numbers == {
+    assert {d.name: d.expected for d in DATASETS.values() if d.read} == {
         "cub200": {"train": (100, 5864), "test": (100, 5924)},
         "cars196": {"train": (98, 8054), "test": (98, 8131)},
         "sop": {"train": (11318, 59551), "test": (11316, 60502)},
@@ -159,7 +159,7 @@ def test_archive_beside_the_annotations(tmp_path):
 
 
 def test_image_folder_has_the_split_of_the_unprepared_one(tmp_path, photos):
-    listing = datasets.read("image_folder", photos, tmp_path)
+    listing = read("image_folder", photos, tmp_path, {})
     roles = {r.class_id: r.role for r in listing.records}
     assert [roles[name] for name in sorted(roles)] == ["train"] * 16 + ["test"] * 16
     names = np.array([r.name for r in listing.records])

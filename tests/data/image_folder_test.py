@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from abe_jax import data
-from abe_jax.data.image_folder import ImageFolder
+from abe_jax.data.datasets.image_folder import ImageFolder
 from abe_jax.errors import UserError
 from configs import default
 
@@ -151,7 +151,7 @@ def test_bad_folders_are_refused(tmp_path, make, message):
     ("fields", "message"),
     [
         ({"path": ""}, "data.path is not set"),
-        ({"name": "cub2000"}, "known are 'birds', 'image_folder', 'cub200'"),
+        ({"name": "cub2000"}, "known are 'cub200', 'cars196', 'sop', 'inshop'"),
         ({"square": "circle"}, "known are 'centre', 'squeeze', 'pad'"),
         ({"box_crop": True}, "box_crop is for prepared data sets with boxes"),
         ({"name": "sop"}, "holds no prepared sop; make one with python -m"),

@@ -17,8 +17,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from abe_jax.data import datasets, prepared
-from abe_jax.data.prepare import builders
+from abe_jax.data import prepared
+from abe_jax.data.datasets import DATASETS
+from abe_jax.data.prepare import builders, layouts
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -34,8 +35,11 @@ def test_every_layout_is_stored_whole(layout, tmp_path):
     write(tmp_path / "source", fake.SMALL[dataset])
     text = prepare_small(dataset, tmp_path / "source", tmp_path / "data")
     assert words in text
-    listing = datasets.read(
-        dataset, tmp_path / "source", tmp_path / "scratch", fake.SMALL[dataset]
+    listing = layouts.read(
+        DATASETS[dataset],
+        tmp_path / "source",
+        tmp_path / "scratch",
+        fake.SMALL[dataset],
     )
     folder = prepared.find(tmp_path / "data", dataset)
     records = prepared.PreparedRecords(folder, 16)
@@ -57,7 +61,7 @@ FULL = ("cub200", "cars196 form A", "cars196 parquet", "sop", "inshop")
 @pytest.mark.parametrize("layout", FULL)
 def test_official_numbers_are_stored_whole(layout, tmp_path):
     dataset, write, _ = fake.LAYOUTS[layout]
-    expected = datasets.READERS[dataset].EXPECTED
+    expected = DATASETS[dataset].expected
     write(tmp_path / "source", expected)
     prepare(dataset, tmp_path / "source", tmp_path / "data", num_processes=2)
     records = prepared.PreparedRecords(prepared.find(tmp_path / "data", dataset), 16)
@@ -345,8 +349,11 @@ def test_interrupted_between_two_images_ends_the_processes(large_photos, tmp_pat
     def interrupt(count):
         raise KeyboardInterrupt
 
-    builder = builders.ImageFolder(
-        listing=datasets.read("image_folder", large_photos, tmp_path / "scratch"),
+    builder = builders.RetrievalBuilder(
+        DATASETS["image_folder"],
+        listing=layouts.read(
+            DATASETS["image_folder"], large_photos, tmp_path / "scratch"
+        ),
         storing=Storing(),
         data_dir=str(tmp_path / "data"),
         num_processes=2,

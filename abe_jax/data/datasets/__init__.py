@@ -1,94 +1,11 @@
-"""The four benchmarks of the field, and any folder of images: what people have on disk.
+"""The data sets, one module each: layouts, official numbers, protocol and citation.
 
-One module a data set finds out which of the known layouts a folder has, and lists its
-images with official class ids, split roles and boxes; `builders` stores them as TFDS
-data sets of ArrayRecords.
+A module says what people have on disk, and what is read or listed of it. A new one is
+a module with a `DATASET` and its name in the line below.
 """
 
-import pathlib
-from types import ModuleType
+from abe_jax.data.datasets import birds, cars196, cub200, image_folder, inshop, sop
 
-from absl import logging
+_MODULES = (cub200, cars196, sop, inshop, image_folder, birds)
 
-from abe_jax.data.datasets import archives, cars196, cub200, image_folder, inshop, sop
-from abe_jax.data.datasets.listing import Expected, Listing, Tree
-from abe_jax.errors import UserError
-
-READERS: dict[str, ModuleType] = {
-    "cub200": cub200,
-    "cars196": cars196,
-    "sop": sop,
-    "inshop": inshop,
-    "image_folder": image_folder,
-}
-
-
-def read(
-    dataset: str,
-    source: pathlib.Path,
-    scratch: pathlib.Path,
-    expected: Expected | None = None,
-) -> Listing:
-    """Finds out what is at a place, and lists its images.
-
-    Args:
-      dataset: a key of `READERS`.
-      source: a folder, or an archive (zip, tgz, tar). Archives and parquet files in a
-        folder are unpacked where it does not make a data set without them.
-      scratch: folder for what is unpacked; the images of the listing may lie in it.
-      expected: numbers to hold the data to; the official ones by default.
-
-    Raises:
-      UserError: nothing there, no known layout, or not the official data.
-    """
-    reader = READERS[dataset]
-    expected = reader.EXPECTED if expected is None else expected
-    if source.is_file():
-        if not archives.is_packed(source.name):
-            raise UserError(
-                f"--source {str(source)!r} is neither a folder nor a zip, tgz, tar or "
-                "parquet file."
-            )
-        tree = _unpacked([source], source.parent, scratch)
-        return _told(dataset, reader.read(tree, expected))
-    tree = Tree.of(source)
-    try:
-        return _told(dataset, reader.read(tree, expected))
-    except UserError:
-        folders = {p for name in tree.files for p in _parents(name)}
-        packed = [
-            pathlib.Path(path)
-            for name, path in tree.files.items()
-            if archives.is_packed(name) and not archives.unpacked_already(name, folders)
-        ]
-        if not packed or dataset == "image_folder":
-            raise
-    tree = _unpacked(packed, source, scratch, source)
-    return _told(dataset, reader.read(tree, expected))
-
-
-def _told(dataset: str, listing: Listing) -> Listing:
-    logging.info("%s: found the layout '%s'", dataset, listing.layout)
-    return listing
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")[:-1]
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-
-
-def _unpacked(
-    packed: list[pathlib.Path],
-    base: pathlib.Path,
-    scratch: pathlib.Path,
-    *others: pathlib.Path,
-) -> Tree:
-    """The files of archives, each where it would lie if unpacked beside itself."""
-    parquet = [path for path in packed if path.name.lower().endswith(".parquet")]
-    if parquet:
-        archives.unpack_parquet(parquet, scratch / "parquet")
-    for path in packed:
-        if path not in parquet:
-            below = path.parent.relative_to(base)
-            archives.unpack(path, scratch / below, skip_encrypted=bool(others))
-    return Tree.of(*others, scratch)
+DATASETS = {module.DATASET.name: module.DATASET for module in _MODULES}

@@ -18,8 +18,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from abe_jax.data.datasets.archives import PARQUET_LABELS
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import (
+    PARQUET_LABELS,
     Box,
     Expected,
     Listing,
@@ -35,19 +36,17 @@ from abe_jax.data.datasets.listing import (
 )
 from abe_jax.errors import UserError
 
-EXPECTED: Expected = {"train": (98, 8_054), "test": (98, 8_131)}
-
 _NUMBERED = re.compile(r"(?:^|/)(cars_train|cars_test)/(?:\1/)?(\d{5}\.jpg)$")
 _BY_CLASS = re.compile(r"(?:^|/)(train|test)/([^/]+)/([^/]+)$")
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 
-def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
+def read(tree: Tree, expected: Expected) -> Listing:
     """Finds the layout and lists the images.
 
     Args:
       tree: files of the data set, at any depth.
-      expected: numbers to hold it to, the official ones by default; the first half of
+      expected: numbers to hold it to, such as the official ones; the first half of
         the class ids trains.
 
     Raises:
@@ -319,3 +318,14 @@ def _mat(tree: Tree, name: str, variable: str = "annotations") -> Any:
             "same name 'withlabels' or in cars_annos.mat."
         )
     return rows
+
+
+DATASET = DataSet(
+    name="cars196",
+    read=read,
+    expected={"train": (98, 8_054), "test": (98, 8_131)},
+    recall_at=(1, 2, 4, 8),
+    citation=(
+        "Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013"
+    ),
+)

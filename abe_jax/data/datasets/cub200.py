@@ -11,6 +11,7 @@ The file `train_test_split.txt` is the classification split and is not used.
 
 import re
 
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import (
     Box,
     Expected,
@@ -27,17 +28,15 @@ from abe_jax.data.datasets.listing import (
 )
 from abe_jax.errors import UserError
 
-EXPECTED: Expected = {"train": (100, 5_864), "test": (100, 5_924)}
-
 _FOLDER = re.compile(r"(\d{3})\.[^/]+")
 
 
-def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
+def read(tree: Tree, expected: Expected) -> Listing:
     """Finds the layout and lists the images.
 
     Args:
       tree: files of the data set, at any depth.
-      expected: numbers to hold it to, the official ones by default; the first half of
+      expected: numbers to hold it to, such as the official ones; the first half of
         the class ids trains.
 
     Raises:
@@ -156,3 +155,12 @@ def _images_only(tree: Tree, expected: Expected) -> Listing:
     if halves:
         layout += ", train/ and test/ of the classification split merged"
     return make_listing(layout, records, class_names)
+
+
+DATASET = DataSet(
+    name="cub200",
+    read=read,
+    expected={"train": (100, 5_864), "test": (100, 5_924)},
+    recall_at=(1, 2, 4, 8),
+    citation="Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
+)

@@ -12,6 +12,7 @@ Where both are there, `img/` is taken, which published figures use. Boxes are th
 
 import re
 
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import (
     Box,
     Expected,
@@ -27,22 +28,16 @@ from abe_jax.data.datasets.listing import (
 )
 from abe_jax.errors import UserError
 
-EXPECTED: Expected = {
-    "train": (3_997, 25_882),
-    "query": (3_985, 14_218),
-    "gallery": (3_985, 12_612),
-}
-
 _PARTITION = "list_eval_partition.txt"
 _ITEM = re.compile(r"id_\d{8}")
 
 
-def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
+def read(tree: Tree, expected: Expected) -> Listing:
     """Finds the layout and lists the images.
 
     Args:
       tree: files of the data set, at any depth.
-      expected: numbers to hold it to, the official ones by default.
+      expected: numbers to hold it to, such as the official ones.
 
     Raises:
       UserError: no known layout, or not the official data.
@@ -132,3 +127,19 @@ def _boxes(tree: Tree) -> dict[str, Box]:
         x_1, y_1, x_2, y_2 = (as_number(c, found[0]) for c in cells[-4:])
         boxes[name] = (x_1, y_1, x_2, y_2)
     return boxes
+
+
+DATASET = DataSet(
+    name="inshop",
+    read=read,
+    expected={
+        "train": (3_997, 25_882),
+        "query": (3_985, 14_218),
+        "gallery": (3_985, 12_612),
+    },
+    recall_at=(1, 10, 20, 30, 40, 50),
+    citation=(
+        "Liu et al., DeepFashion: Powering Robust Clothes Recognition "
+        "and Retrieval with Rich Annotations, CVPR 2016"
+    ),
+)

@@ -15,6 +15,9 @@ from abe_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
+# What `prepare.archives` makes of parquet files: name of the image, label.
+PARQUET_LABELS = "parquet_labels.csv"
+
 # Of each role: number of classes, number of images.
 Expected = Mapping[str, tuple[int, int]]
 

@@ -5,6 +5,7 @@ super_class_id path`) beside the twelve folders `bicycle_final/` ... that hold t
 images. It has no boxes.
 """
 
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import (
     Expected,
     Listing,
@@ -19,15 +20,13 @@ from abe_jax.data.datasets.listing import (
 )
 from abe_jax.errors import UserError
 
-EXPECTED: Expected = {"train": (11_318, 59_551), "test": (11_316, 60_502)}
 
-
-def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
+def read(tree: Tree, expected: Expected) -> Listing:
     """Finds the layout and lists the images.
 
     Args:
       tree: files of the data set, at any depth.
-      expected: numbers to hold it to, the official ones by default.
+      expected: numbers to hold it to, such as the official ones.
 
     Raises:
       UserError: no known layout, or not the official data.
@@ -68,3 +67,15 @@ def read(tree: Tree, expected: Expected = EXPECTED) -> Listing:
     }
     layout = "official Stanford_Online_Products folder"
     return make_listing(layout, records, class_names)
+
+
+DATASET = DataSet(
+    name="sop",
+    read=read,
+    expected={"train": (11_318, 59_551), "test": (11_316, 60_502)},
+    recall_at=(1, 10, 100, 1000),
+    citation=(
+        "Oh Song et al., Deep Metric Learning via Lifted Structured "
+        "Feature Embedding, CVPR 2016"
+    ),
+)

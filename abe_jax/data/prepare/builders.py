@@ -5,7 +5,7 @@ What they leave behind is a TFDS data set like any other:
 `index.npz`, all that a sampler needs to know without opening a record (see
 `abe_jax.data.prepared`).
 
-The classes are not registered under their names: TFDS has a `cars196` of its own.
+The builder is not registered: TFDS has a `cars196` of its own.
 """
 
 import contextlib
@@ -18,21 +18,13 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import dataset_info
 
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Listing, Record
 from abe_jax.data.prepare.encoding import Encoded, Storing, encode_files
 from abe_jax.data.prepared import INDEX_FILE, ROLES, VERSION
 from abe_jax.errors import UserError
 
 _RECORDS_A_SHARD = 4096
-_CITATIONS = {
-    "cub200": "Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
-    "cars196": "Krause et al., 3D Object Representations for Fine-Grained "
-    "Categorization, 2013",
-    "sop": "Oh Song et al., Deep Metric Learning via Lifted Structured Feature "
-    "Embedding, CVPR 2016",
-    "inshop": "Liu et al., DeepFashion: Powering Robust Clothes Recognition and "
-    "Retrieval with Rich Annotations, CVPR 2016",
-}
 
 
 class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -51,6 +43,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(
         self,
+        dataset: DataSet,
         *,
         listing: Listing,
         storing: Storing,
@@ -62,6 +55,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Makes a builder.
 
         Args:
+          dataset: which data set it is.
           listing: what to write.
           storing: how images are stored.
           data_dir: folder of all data sets; this one gets `data_dir/name/version`.
@@ -69,8 +63,11 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           num_processes: how many encode images.
           progress: called with the number of images dealt with since the last call.
         """
+        # TFDS takes it from the class, and would want one class a data set.
+        self.name = dataset.name  # pyright: ignore[reportAttributeAccessIssue]
         self.bad: list[tuple[str, str]] = []
         self.copies = 0
+        self._dataset = dataset
         self._listing = listing
         self._storing = storing
         self._skip_bad = skip_bad
@@ -94,7 +91,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=builder,
             description="Images for retrieval, each class in one part of the split.",
-            citation=_CITATIONS.get(self.name, ""),
+            citation=self._dataset.citation,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(encoding_format="jpeg"),
@@ -193,7 +190,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         trained = {e.digest for r, e in self._kept if r.role == "train"}
         others = [e.digest for r, e in self._kept if r.role != "train"]
         self.copies = sum(digest in trained for digest in others)
-        if self.name in _CITATIONS and self.copies * 2 > len(others):
+        if self._dataset.expected and self.copies * 2 > len(others):
             raise UserError(
                 f"{self.copies:,} of the {len(others):,} images that test are copies "
                 "of training images: training images are offered as test images; "
@@ -252,28 +249,3 @@ def _bad_text(bad: Sequence[tuple[str, str]], total: int) -> str:
         f"{len(bad):,} of {total:,} images cannot be used: {named}. Mend them, or "
         "leave them out with --skip_bad."
     )
-
-
-class Cub200(RetrievalBuilder, skip_registration=True):
-    """CUB-200-2011."""
-
-
-class Cars196(RetrievalBuilder, skip_registration=True):
-    """Cars-196."""
-
-
-class Sop(RetrievalBuilder, skip_registration=True):
-    """Stanford Online Products."""
-
-
-class Inshop(RetrievalBuilder, skip_registration=True):
-    """In-Shop Clothes Retrieval: splits train, query and gallery."""
-
-
-class ImageFolder(RetrievalBuilder, skip_registration=True):
-    """Any folder of images, one folder a class."""
-
-
-BUILDERS: dict[str, type[RetrievalBuilder]] = {
-    builder.name: builder for builder in (Cub200, Cars196, Sop, Inshop, ImageFolder)
-}

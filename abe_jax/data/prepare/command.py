@@ -19,14 +19,16 @@ import tqdm
 from absl import app, flags
 
 from abe_jax import command_line
-from abe_jax.data import datasets, prepared
+from abe_jax.data import prepared
+from abe_jax.data.datasets import DATASETS
+from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected
+from abe_jax.data.prepare import layouts
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 
-_DATASET = flags.DEFINE_string(
-    "dataset", None, f"One of {', '.join(datasets.READERS)}."
-)
+_KNOWN = [name for name, dataset in DATASETS.items() if dataset.read]
+_DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(_KNOWN)}.")
 _SOURCE = flags.DEFINE_string(
     "source", None, "Folder, zip or tgz file with the data set, in any known layout."
 )
@@ -75,7 +77,7 @@ def prepare(
     the rest and starts again. One that is there already is left as it is.
 
     Args:
-      dataset: "cub200", "cars196", "sop", "inshop" or "image_folder".
+      dataset: name of one that has something to prepare, such as "cub200".
       source: folder or archive with the data set, in any known layout.
       data_dir: folder of all prepared data sets; made if missing.
       storing: how images are stored; the short side at 256, quality 95 by default.
@@ -91,9 +93,8 @@ def prepare(
       UserError: something in the arguments or the data that the user can mend.
     """
     storing = storing or Storing()
-    if dataset not in datasets.READERS:
-        known = ", ".join(datasets.READERS)
-        raise UserError(f"--dataset is {dataset!r}; known are {known}.")
+    if dataset not in _KNOWN:
+        raise UserError(f"--dataset is {dataset!r}; known are {', '.join(_KNOWN)}.")
     if storing.size < 16 or not 1 <= storing.quality <= 100:
         raise UserError(
             f"--size is {storing.size} and --quality {storing.quality}; a size of at "
@@ -112,7 +113,13 @@ def prepare(
             if done := prepared.find(data_dir, dataset):
                 return _already_there(done, storing)
             return _write(
-                dataset, source, folder, storing, skip_bad, num_processes, expected
+                DATASETS[dataset],
+                source,
+                folder,
+                storing,
+                skip_bad,
+                num_processes,
+                expected,
             )
     except OSError as error:
         raise UserError(_disk_text(error, folder)) from error
@@ -124,7 +131,7 @@ def prepare(
 
 
 def _write(
-    dataset: str,
+    dataset: DataSet,
     source: pathlib.Path,
     folder: pathlib.Path,
     storing: Storing,
@@ -139,11 +146,12 @@ def _write(
     scratch = folder / "unpacked.incomplete"
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        listing = datasets.read(dataset, source, scratch, expected)
+        listing = layouts.read(dataset, source, scratch, expected)
         bar = stack.enter_context(
-            tqdm.tqdm(total=len(listing.records), unit=" images", desc=dataset)
+            tqdm.tqdm(total=len(listing.records), unit=" images", desc=dataset.name)
         )
-        builder = builders.BUILDERS[dataset](
+        builder = builders.RetrievalBuilder(
+            dataset,
             listing=listing,
             storing=storing,
             data_dir=str(folder.parent),
@@ -154,7 +162,7 @@ def _write(
         # TFDS makes this folder, though nothing is downloaded, and prints.
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         builder.download_and_prepare(download_dir=str(scratch / "downloads"))
-    done = prepared.find(folder.parent, dataset)
+    done = prepared.find(folder.parent, dataset.name)
     assert done is not None
     lines = [f"layout: {listing.layout}", _summary(done)]
     if builder.bad:
@@ -268,7 +276,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
 def _help() -> str:
     lines = [__doc__ or "", "Flags:"]
     lines += [f"  --{flag.name:<15}{flags.FLAGS[flag.name].help}" for flag in _FLAGS]
-    lines += ["", "docs/datasets.md tells which layouts are known."]
+    lines += ["", "docs/benchmarks.md tells which layouts are known."]
     return "\n".join(lines)
 
 

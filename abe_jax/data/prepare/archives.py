@@ -1,7 +1,6 @@
 """Archives and parquet files, unpacked into a folder that the caller throws away."""
 
 import csv
-import os
 import pathlib
 import re
 import shutil
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from abe_jax.data.datasets.listing import PARQUET_LABELS
 from abe_jax.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tgz", ".tar.gz", ".tar")
-PARQUET_LABELS = "parquet_labels.csv"
 
 _HALF = re.compile(r"(train|test)[-.]")
 
@@ -147,8 +146,3 @@ def unpacked_already(path: str, folders: set[str]) -> bool:
     """
     stem = re.sub(r"\.(zip|tgz|tar\.gz|tar)$", "", path, flags=re.IGNORECASE)
     return stem in folders
-
-
-def remove(folder: str | os.PathLike[str]) -> None:
-    """Deletes a folder and all below it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,9 @@ import operator
 
 import numpy as np
 
-from abe_jax.data.bird_drawing import NUM_VALUES, PART_NAMES, PARTS, render
+from abe_jax.data.datasets.bird_drawing import NUM_VALUES, PART_NAMES, PARTS, render
+from abe_jax.data.datasets.definition import DataSet
+from abe_jax.errors import UserError
 
 MAX_CLASSES = NUM_VALUES ** (len(PARTS) - 1)
 
@@ -32,7 +34,7 @@ class Birds:
       attributes: int64 [num_classes, num_parts], values 0..4 that index `PARTS`.
     """
 
-    storage = "drawn by abe_jax.data.bird_drawing"
+    storage = "drawn"
 
     def __init__(
         self,
@@ -148,3 +150,17 @@ def _choose_classes(num_classes: int, seed: int) -> np.ndarray:
     relabel = np.argsort(rng.random((len(PARTS), NUM_VALUES)), axis=1)
     words = relabel[np.arange(len(PARTS)), words.reshape(-1, len(PARTS))]
     return words[:num_classes].astype(np.int64)
+
+
+def _open(config) -> Birds:
+    try:
+        return Birds(
+            num_classes=config.birds_classes,
+            images_per_class=config.birds_images_per_class,
+            image_size=config.load_size,
+        )
+    except ValueError as error:
+        raise UserError(f"data.birds_*, data.load_size: {error}") from error
+
+
+DATASET = DataSet(name="birds", open=_open)

@@ -1,0 +1,31 @@
+"""What has to be said of a data set; one module each says it, as `DATASET`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from abe_jax.data.datasets.listing import Expected, Listing, Tree
+from abe_jax.data.pipeline import ImageSource
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A data set: how it is read, and the protocol that its figures are held to.
+
+    Attributes:
+      name: as in `config.data.name`, `--dataset` and the folder of prepared records.
+      read: finds out which layout the files of a tree have, and lists its images, for
+        `abe_jax.prepare`; None where there is nothing to prepare.
+      open: opens it as the `data` section of a config says, where it can be read
+        without being prepared.
+      expected: its official numbers; empty where there are none.
+      recall_at: the values of K of published figures.
+      citation: where it comes from.
+    """
+
+    name: str
+    read: Callable[[Tree, Expected], Listing] | None = None
+    open: Callable[[Any], ImageSource] | None = None
+    expected: Expected = dataclasses.field(default_factory=dict)
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    citation: str = ""

@@ -1,0 +1,68 @@
+"""The images that a config names: generated, in a folder, or prepared."""
+
+from absl import logging
+
+from abe_jax.data import prepared
+from abe_jax.data.datasets import DATASETS
+from abe_jax.data.pipeline import ImageSource
+from abe_jax.data.prepared import PreparedRecords
+from abe_jax.errors import UserError
+
+
+def open_source(config) -> ImageSource:
+    """Opens the data that `config.data` describes; prepared where it is.
+
+    Args:
+      config: the `data` section of a config (see `configs/default.py`).
+
+    Raises:
+      UserError: the data is not there, or the fields do not fit it.
+    """
+    if config.load_size < config.image_size:
+        raise UserError(
+            f"data.load_size = {config.load_size} is below data.image_size = "
+            f"{config.image_size}; images are cropped on the device, never enlarged."
+        )
+    if config.name not in DATASETS:
+        known = ", ".join(map(repr, DATASETS))
+        raise UserError(f"data.name is {config.name!r}; known are {known}.")
+    dataset = DATASETS[config.name]
+    if dataset.read and config.path and prepared.find(config.path, config.name):
+        return _open_prepared(config)
+    if dataset.open is None:
+        place = f"{config.path!r} holds no" if config.path else "is not set; give a"
+        raise UserError(
+            f"data.path {place} prepared {config.name}; make one with python -m "
+            f"abe_jax.prepare --dataset={config.name} --source=... --data_dir=DIR, and "
+            "give --config.data.path=DIR"
+        )
+    if config.box_crop:
+        raise UserError(
+            f"data.box_crop is for prepared data sets with boxes; {config.name!r} has "
+            "none: switch it off."
+        )
+    return dataset.open(config)
+
+
+def _open_prepared(config) -> PreparedRecords:
+    folder = prepared.find(config.path, config.name)
+    assert folder is not None
+    records = PreparedRecords(
+        folder, config.load_size, square=config.square, box_crop=config.box_crop
+    )
+    if records.num_skipped:
+        logging.warning(
+            "%s was prepared without %d bad files: its Recall@K is not comparable with "
+            "that of the whole data set.",
+            folder,
+            records.num_skipped,
+        )
+    if 0 < records.stored_size < config.load_size:
+        logging.warning(
+            "%s is stored with a short side of %d, and enlarged to data.load_size = "
+            "%d; prepare it with a larger --size.",
+            folder,
+            records.stored_size,
+            config.load_size,
+        )
+    return records
