@@ -28,7 +28,12 @@ setuptools.setup(
     long_description=(_ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["abe_jax", "abe_jax.*"]),
+    # The configs lie at the top of the clone and inside the installed package.
+    packages=[
+        *setuptools.find_packages(include=["abe_jax", "abe_jax.*"]),
+        "abe_jax.configs",
+    ],
+    package_dir={"abe_jax.configs": "configs"},
     package_data={"abe_jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
@@ -67,7 +72,13 @@ setuptools.setup(
             "torch==2.13.0",
         ],
         # Pinned: a formatter or type checker of another version finds other things.
-        "dev": [*_TEST, "build==1.5.0", "pyright==1.1.414", "ruff==0.17.6"],
+        "dev": [
+            *_TEST,
+            "build==1.5.0",
+            "pyright==1.1.414",
+            "ruff==0.17.6",
+            "twine==7.0.0",
+        ],
     },
     entry_points={
         "console_scripts": [
