@@ -8,8 +8,10 @@ to `winograd`; every other platform gets the native operation. Values and gradie
 are those of the plain operations.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +33,32 @@ _SMALL_MAP = 16 * 16
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 Pads = winograd.Pads
+
+_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """What is traced within takes the plain operation on CPUs too.
+
+    For exported programs: the lowerings need a batch of a known size, and other
+    programs' readers know few operations.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def _by_platform(
+    *operands: jax.Array,
+    cpu: Callable[..., jax.Array],
+    default: Callable[..., jax.Array],
+) -> jax.Array:
+    if _PLAIN.get():
+        return default(*operands)
+    return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)
 
 
 def conv_general_dilated(
@@ -73,7 +101,7 @@ def conv_general_dilated(
         y = on_cpu(at_least_float32(x), at_least_float32(kernel))
         return y.astype(x.dtype)
 
-    return jax.lax.platform_dependent(lhs, rhs, cpu=widened, default=native)
+    return _by_platform(lhs, rhs, cpu=widened, default=native)
 
 
 def max_pool(
@@ -98,7 +126,7 @@ def max_pool(
         return y.astype(x.dtype)
 
     native = partial(_native_pool, window, stride, pads)
-    return jax.lax.platform_dependent(maps, cpu=widened, default=native)
+    return _by_platform(maps, cpu=widened, default=native)
 
 
 def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
@@ -123,7 +151,7 @@ def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
         band = np.abs(places[:, None] - places[None, :]) <= reach
         return jnp.tensordot(x, jnp.asarray(band, x.dtype), axes=1)
 
-    return jax.lax.platform_dependent(x, cpu=product, default=shifted)
+    return _by_platform(x, cpu=product, default=shifted)
 
 
 def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
