@@ -59,6 +59,11 @@ def decode(
         raise UserError(f"cannot read {name} as an image: {error}.") from error
     if box is not None:
         rgb = rgb.crop(_pixels(box, rgb.size))
+    return to_square(rgb, size, square)
+
+
+def to_square(rgb: Image.Image, size: int, square: str) -> np.ndarray:
+    """An RGB image as `decode` leaves it: uint8 `[size, size, 3]`."""
     width, height = rgb.size
     if (width, height) == (size, size):
         return np.asarray(rgb)
