@@ -34,7 +34,7 @@ setuptools.setup(
         "abe_jax.configs",
     ],
     package_dir={"abe_jax.configs": "configs"},
-    package_data={"abe_jax": ["py.typed"]},
+    package_data={"abe_jax": ["py.typed"], "abe_jax.report": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
@@ -42,6 +42,7 @@ setuptools.setup(
         "flax>=0.12.4,<0.13",  # NNX still changes between minor releases
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",  # 0.10 is the last for Python 3.11; 0.12 was tested last
+        "jinja2>=3.1,<4",  # pages of which every text is escaped
         "ml-collections>=1.1,<2",
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",

@@ -50,6 +50,12 @@ _WORKDIR = flags.DEFINE_string(
 flags.DEFINE_integer(
     "step", None, "Step of the checkpoint to use; the newest by default."
 )
+flags.DEFINE_string("images", None, "Folder (of any depth), zip file or image.")
+flags.DEFINE_string("output", None, "File to write; its suffix says in which form.")
+flags.DEFINE_boolean("strict", False, "An image that cannot be read is an error.")
+flags.DEFINE_string("query", None, "Image, folder or zip file that is looked for.")
+flags.DEFINE_integer("top_k", 10, "How many matches a query gets.")
+flags.DEFINE_integer("learner", None, "The learner that compares; all by default.")
 
 # The config of every mode but train is the run's own, unless --config names one.
 _MODES = {
@@ -61,6 +67,18 @@ _MODES = {
         "restore a checkpoint, print its table, write result and report",
         "abe_jax.report:evaluate_and_report",
         takes=("step",),
+    ),
+    "embed": _Mode(
+        "write the embeddings of --images to --output: .npz or .parquet",
+        "abe_jax.apply.embed:embed_images",
+        takes=("images", "output", "strict", "step"),
+        needs=("images", "output"),
+    ),
+    "search": _Mode(
+        "find what is like --query in --images; prints it, writes search.html",
+        "abe_jax.apply.search:search_images",
+        takes=("images", "query", "top_k", "learner", "step"),
+        needs=("images", "query"),
     ),
 }
 

@@ -1,0 +1,216 @@
+"""Images below a folder or in zip files, in order, and what is in them.
+
+Folders are walked to any depth, images may lie in them loose or in zip files. Hidden
+files and the `._*` copies that macOS writes are left out. A name is the path below the
+folder with forward slashes, that of an image in a zip file goes on inside it:
+`trips/oslo.jpg`, `trips/rome.zip/day 1/forum.png`. Names keep the bytes of the file
+system (`surrogateescape`): `os.fsencode(name)` gives them back.
+"""
+
+import collections
+import dataclasses
+import itertools
+import os
+import pathlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+import numpy as np
+
+from abe_jax.data.datasets.image_folder import SUFFIXES
+from abe_jax.errors import UserError
+
+Path: TypeAlias = str | os.PathLike[str]
+
+# Above this a member of a zip file is no photograph but a trap.
+_MAX_BYTES = 512 * 2**20
+
+_ZIP_ERRORS = (
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """An image on disk, read when asked.
+
+    Attributes:
+      name: as the module says; unique below one folder.
+      path: of the image, or of the zip file that holds it.
+      member: its number in the zip file; None for a loose image.
+      version: two numbers that change with the content: size and time of change of a
+        loose image, size and checksum in a zip file.
+    """
+
+    name: str
+    path: pathlib.Path
+    member: int | None
+    version: tuple[int, int]
+
+
+def find(path: Path) -> list[ImageFile]:
+    """Lists the images of a folder, of a zip file, or the one image, sorted by name.
+
+    Raises:
+      UserError: nothing is there, or it holds no images.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        found = _in_folder(path)
+    elif path.suffix.lower() == ".zip" and path.is_file():
+        found = _in_zip(path, "")
+    elif path.is_file():
+        found = [_loose(path, path.name)]
+    else:
+        raise UserError(
+            f"{shown(path)!r} does not exist; give an image, a folder or a zip file."
+        )
+    if not found:
+        raise UserError(
+            f"{shown(path)!r} holds no images; they end in {', '.join(SUFFIXES)}."
+        )
+    return sorted(found, key=lambda image: image.name)
+
+
+def shown(name: Path) -> str:
+    r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c >= " " else rf"\x{ord(c):02x}" for c in text)
+
+
+class Reader:
+    """Reads images of `find`; safe to use from many threads. Close it at the end."""
+
+    def __init__(self):
+        self._zips: dict[pathlib.Path, zipfile.ZipFile] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for archive in self._zips.values():
+            archive.close()
+
+    def read(self, image: ImageFile) -> bytes:
+        """The content of an image file.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        try:
+            if image.member is None:
+                return image.path.read_bytes()
+            archive = self._open(image.path)
+            member = archive.infolist()[image.member]
+            if member.file_size > _MAX_BYTES:
+                raise UserError(
+                    f"{shown(image.name)} is larger than {_MAX_BYTES} bytes."
+                )
+            return archive.read(member)
+        except (IndexError, *_ZIP_ERRORS) as error:
+            raise UserError(f"cannot read {shown(image.name)}: {error}.") from error
+
+    def _open(self, path: pathlib.Path) -> zipfile.ZipFile:
+        with self._lock:
+            if path not in self._zips:
+                self._zips[path] = zipfile.ZipFile(path)
+            return self._zips[path]
+
+
+def decoded(
+    files: Iterable[ImageFile],
+    decode: Callable[[bytes, str], np.ndarray],
+    *,
+    threads: int,
+) -> Iterator[tuple[ImageFile, np.ndarray | UserError]]:
+    """Reads and decodes images by threads, in order, a few ahead of whoever asks.
+
+    Args:
+      files: as of `find`.
+      decode: content and name to pixels; what it raises as UserError is handed on.
+      threads: their number.
+
+    Yields:
+      each image with its pixels, or with the reason why there are none.
+    """
+    with Reader() as reader, ThreadPoolExecutor(threads) as pool:
+
+        def one(file: ImageFile) -> tuple[ImageFile, np.ndarray | UserError]:
+            try:
+                return file, decode(reader.read(file), shown(file.name))
+            except UserError as error:
+                return file, error
+
+        rest = iter(files)
+        ahead = collections.deque(
+            pool.submit(one, file) for file in itertools.islice(rest, 16 * threads)
+        )
+        try:
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(
+                    pool.submit(one, file) for file in itertools.islice(rest, 1)
+                )
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _in_folder(path: pathlib.Path) -> list[ImageFile]:
+    found = []
+    for folder, subfolders, files in os.walk(path):
+        subfolders[:] = [name for name in subfolders if _is_visible(name)]
+        for name in files:
+            file = pathlib.Path(folder, name)
+            relative = file.relative_to(path).as_posix()
+            if not _is_visible(name):
+                continue
+            if name.lower().endswith(SUFFIXES):
+                found.append(_loose(file, relative))
+            elif name.lower().endswith(".zip"):
+                try:
+                    found += _in_zip(file, f"{relative}/")
+                except UserError:  # reading it will tell, as of a broken image
+                    found.append(_loose(file, relative))
+    return found
+
+
+def _loose(path: pathlib.Path, name: str) -> ImageFile:
+    try:
+        status = path.stat()
+    except OSError:  # a link to nothing, say: reading it will tell
+        return ImageFile(name, path, None, (0, 0))
+    return ImageFile(name, path, None, (status.st_size, status.st_mtime_ns))
+
+
+def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{shown(path)!r} is no zip file ({error}).") from error
+    # Of two members of one name the later one counts, as for every unpacker.
+    found = {
+        member.filename: ImageFile(
+            prefix + member.filename, path, number, (member.file_size, member.CRC)
+        )
+        for number, member in enumerate(members)
+        if member.filename.lower().endswith(SUFFIXES)
+        and all(map(_is_visible, member.filename.split("/")))
+    }
+    return list(found.values())
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"

@@ -1,0 +1,227 @@
+"""The embeddings of a folder, kept in one file and refreshed when the folder changes.
+
+An index is an .npz file that NumPy reads:
+
+    paths       text [F]              of every image below the folder, sorted
+    versions    int64 [F, 2]          change with the image: size and time, or checksum
+    readable    bool [F]
+    embeddings  float32 [N, M, D/M]   of the N readable ones, in their order
+    folder      text                  what was indexed
+    model       text                  which weights, and how an image is prepared
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import zipfile
+from functools import cache
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from abe_jax import retrieval
+from abe_jax.apply import progress
+from abe_jax.apply.images import ImageFile, Path, find, shown
+from abe_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from abe_jax.apply.trained import Trained
+
+INDEX_FOLDER = "index"
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What a refresh found.
+
+    Attributes:
+      embedded: number of images that were new or had changed, and are in now.
+      kept: number of those that were in, and are as before.
+      dropped: number of those that are gone.
+      unreadable: names of the images that cannot be read, now as before.
+    """
+
+    embedded: int
+    kept: int
+    dropped: int
+    unreadable: tuple[str, ...]
+
+
+class Index:
+    """A gallery of images, ready to be searched.
+
+    Attributes:
+      folder: what was indexed.
+      files: its images that could be read, sorted by name.
+      embeddings: float32 `[N, M, D/M]`, of unit length for each learner.
+      changes: what the last refresh found.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        files: list[ImageFile],
+        embeddings: np.ndarray,
+        changes: Changes,
+    ):
+        self.folder = folder
+        self.files = files
+        self.embeddings = embeddings
+        self.changes = changes
+        # On the devices as long as the index lives, once for each learner asked.
+        self._gallery = cache(self._upload)
+
+    @property
+    def paths(self) -> list[str]:
+        """Name of each image below the folder, as of `apply.images`."""
+        return [file.name for file in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def top_k(
+        self, queries: np.ndarray, k: int, learner: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest images of each query, exactly.
+
+        Args:
+          queries: `[Q, M, D/M]`, as of `Trained.embed`.
+          k: how many; all where the index holds fewer.
+          learner: the one that compares; None for all together.
+
+        Returns:
+          cosines `[Q, k]` float32 in [-1, 1], of all learners their mean, largest
+          first; and rows of the index `[Q, k]`.
+        """
+        k = min(k, len(self))
+        chosen = slice(None) if learner is None else slice(learner, learner + 1)
+        asked = queries[:, chosen]
+        scores, rows = self._gallery(learner).top_k(asked.reshape(len(asked), -1), k)
+        return scores / asked.shape[1], rows
+
+    def _upload(self, learner: int | None) -> retrieval.Gallery:
+        rows = self.embeddings if learner is None else self.embeddings[:, learner]
+        return retrieval.Gallery(rows.reshape(len(rows), -1))
+
+
+def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
+    """Embeds what is new in a folder or has changed, forgets what is gone.
+
+    Args:
+      model: as of `abe_jax.load`.
+      folder: folder, zip file or image.
+      file: of the index; by default one in the workdir, by the folder's path.
+
+    Returns:
+      the index, which is in the file as well.
+
+    Raises:
+      UserError: no images, or the file is no index or cannot be written.
+    """
+    place = pathlib.Path(os.path.abspath(folder))
+    path = _default_file(model.workdir, place) if file is None else pathlib.Path(file)
+    identity = _identity(model)
+    files = {image.name: image for image in find(folder)}
+    known, stored = _read(path, identity)
+    # Name to row of `parts`, put together; None where the image cannot be read.
+    rows = {
+        name: row
+        for name, (version, row) in known.items()
+        if name in files and files[name].version == version
+    }
+    kept = sum(row is not None for row in rows.values())
+    fresh = rows.keys() == known.keys() == files.keys()
+    parts = [stored] if len(stored) else []
+
+    def refuse(file: ImageFile, _: UserError) -> None:
+        rows[file.name] = None
+
+    number = len(stored)
+    todo = [image for name, image in files.items() if name not in rows]
+    try:
+        for done, embeddings in model.embed_files(progress.shown(todo), refuse):
+            rows |= {image.name: number + i for i, image in enumerate(done)}
+            number += len(done)
+            parts.append(embeddings)
+    finally:
+        # After Ctrl-C too: what was embedded need not be embedded again.
+        names = sorted(rows)
+        readable = [name for name in names if rows[name] is not None]
+        together = np.concatenate(parts) if parts else stored
+        if not fresh:
+            together = together[np.array([rows[name] for name in readable], np.int64)]
+            _write(
+                path,
+                paths=np.array(names, np.str_),
+                versions=np.array([files[n].version for n in names], np.int64),
+                readable=np.array([rows[n] is not None for n in names], bool),
+                embeddings=together,
+                folder=np.array(str(place)),
+                model=np.array(identity),
+            )
+    if not readable:
+        raise UserError(f"no image of {shown(folder)!r} could be read.")
+    changes = Changes(
+        embedded=len(readable) - kept,
+        kept=kept,
+        dropped=len(known.keys() - files.keys()),
+        unreadable=tuple(name for name in names if rows[name] is None),
+    )
+    return Index(place, [files[name] for name in readable], together, changes)
+
+
+def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in folder.name)
+    return workdir / INDEX_FOLDER / f"{name or 'root'}-{digest}.npz"
+
+
+def _identity(model: "Trained") -> str:
+    """Changes with the weights, and with how an image becomes their input."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model.variables):
+        digest.update(np.asarray(leaf).tobytes())
+    data, dtype = model.config.data, model.config.model.dtype
+    prepared = f"{data.load_size} {data.square} {data.image_size} {dtype}"
+    return f"{digest.hexdigest()[:32]} {prepared}"
+
+
+Known = dict[str, tuple[tuple[int, int], int | None]]
+
+
+def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
+    """Name to version and row, and the rows; nothing of another model."""
+    nothing = {}, np.zeros((0, 1, 1), np.float32)
+    if not path.exists():
+        return nothing
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if str(content["model"]) != identity:
+                return nothing
+            names, readable = content["paths"].tolist(), content["readable"]
+            rows = (np.cumsum(readable) - 1).tolist()
+            known = {
+                name: ((size, time), row if good else None)
+                for name, (size, time), row, good in zip(
+                    names, content["versions"].tolist(), rows, readable, strict=True
+                )
+            }
+            return known, content["embeddings"]
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{shown(path)} is no index ({error}); delete it, and it is made anew."
+        ) from error
+
+
+def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write the index: {error}.") from error

@@ -1,0 +1,124 @@
+"""Images that look alike: queries against the index of a folder."""
+
+import pathlib
+from collections.abc import Iterator
+
+from abe_jax.apply import progress
+from abe_jax.apply.images import Reader, find, shown
+from abe_jax.apply.index import Index
+from abe_jax.apply.trained import Match, Trained
+from abe_jax.data import decoding
+from abe_jax.errors import UserError
+from abe_jax.report import page
+
+SEARCH_FILE = "search.html"
+
+_PICTURE_SIZE = 128
+
+
+def search_images(
+    config,
+    workdir: str,
+    *,
+    images: str,
+    query: str,
+    top_k: int,
+    learner: int | None,
+    step: int | None,
+) -> None:
+    """Indexes a folder, searches it, and shows what was found: `--mode=search`.
+
+    Prints a table and writes `search.html` into the workdir.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run.
+      images: folder or zip file that is searched.
+      query: image, folder or zip file that asks.
+      top_k: how many matches each query gets.
+      learner: the one that compares; None for all together.
+      step: of the checkpoint; the newest by default.
+
+    Raises:
+      UserError: no images, or no such learner.
+    """
+    model = Trained(workdir, step, config=config)
+    index = model.index(images)
+    progress.tell_refused(index.changes.unreadable)
+    changes = index.changes
+    print(
+        f"{len(index):,} images of {shown(images)}: {changes.embedded:,} embedded, "
+        f"{changes.kept:,} as before, {changes.dropped:,} gone"
+    )
+    queries = find(query)
+    results = model.search(query, index, top_k=top_k, learner=learner)
+    for file, matches in zip(queries, results, strict=True):
+        print(f"\n{shown(file.name)}")
+        for rank, match in enumerate(matches, start=1):
+            print(f"{rank:>4}  {match.score:>7.4f}  {shown(match.path)}")
+    path = model.workdir / SEARCH_FILE
+    compared_by = "all learners" if learner is None else f"learner {learner}"
+    write_page(path, query, index, results, compared_by)
+    print(f"\n{path}")
+
+
+def write_page(
+    path: pathlib.Path,
+    query: str,
+    index: Index,
+    results: list[list[Match]],
+    compared_by: str,
+) -> None:
+    """Writes a page with each query and its matches.
+
+    Args:
+      path: of the page.
+      query: image, folder or zip file that asked.
+      index: what was searched.
+      results: the matches of each image of `query`, in order.
+      compared_by: whose embeddings were compared.
+    """
+    pictures = page.Pictures()
+    queries = find(query)
+    files = dict(zip(index.paths, index.files, strict=True))
+
+    def rows() -> Iterator[page.Query]:
+        with Reader() as reader:
+
+            def url(file) -> str:
+                try:
+                    data = reader.read(file)
+                    pixels = decoding.decode(data, _PICTURE_SIZE, file.name)
+                except UserError:  # it is gone since it was embedded
+                    return ""
+                return pictures.url(pixels)
+
+            for file, matches in zip(queries, results, strict=True):
+                if pictures.full:
+                    return
+                name = shown(file.name)
+                yield page.Query(
+                    heading=name,
+                    asked=page.Shot(url(file), f"query: {name}", "query", name),
+                    found=[
+                        page.Shot(
+                            url(files[match.path]),
+                            f"match {rank}, cosine {match.score:.3f}: "
+                            f"{shown(match.path)}",
+                            f"{match.score:.3f} {shown(match.path)}",
+                            shown(match.path),
+                        )
+                        for rank, match in enumerate(matches, start=1)
+                    ],
+                )
+
+    page.write(
+        path,
+        "search.html",
+        title=f"What {shown(query)} finds",
+        folder=shown(index.folder),
+        size=len(index),
+        number=len(queries),
+        compared_by=compared_by,
+        queries=list(rows()),
+    )

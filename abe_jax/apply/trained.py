@@ -1,0 +1,309 @@
+"""A trained model, opened from the folder of its run."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from abe_jax import models, optimizer, parallel, train_step
+from abe_jax.apply.images import ImageFile, Path, decoded, find
+from abe_jax.apply.index import Index, refresh
+from abe_jax.data import decoding
+from abe_jax.errors import UserError
+from abe_jax.workdir import EVALUATION_FILE, config_files
+from abe_jax.workdir.checkpoints import Checkpoints
+
+Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
+
+
+class Match(NamedTuple):
+    """An image that was found.
+
+    Attributes:
+      path: its name below the folder that was searched, as of `apply.images`.
+      score: cosine with the query in [-1, 1]; of all learners, their mean.
+    """
+
+    path: str
+    score: float
+
+
+class Trained:
+    """A trained model: images to embeddings, masks and what they find.
+
+    An image is treated as in evaluation: a square of `config.data.load_size` as
+    `config.data.square` says, of which the model sees the middle.
+
+    Attributes:
+      workdir: folder of the run.
+      config: of the run, as ConfigDict.
+      step: of the checkpoint.
+      num_learners: M.
+      dim: D, the dimensions of all learners together.
+      variables: parameters and other variables, on every device.
+      embed_program: one device's, from `variables` and uint8 images
+        `[B, load_size, load_size, 3]` to float32 `[B, M, D/M]`; for exports.
+    """
+
+    def __init__(self, workdir: Path, step: int | None = None, *, config: Any = None):
+        """Restores a checkpoint; `abe_jax.load` has arguments and errors.
+
+        Args:
+          workdir: folder of the run.
+          step: of the checkpoint; the newest by default.
+          config: of the run; None for that in the workdir.
+        """
+        self.workdir = pathlib.Path(workdir)
+        stored = config_files.of_workdir(workdir) if config is None else config
+        self.config: Any = stored.copy_and_resolve_references()
+        with self.config.unlocked():
+            self.config.model.pretrained = None  # the checkpoint has the weights
+        self._mesh = parallel.make_mesh(jax.local_devices())
+
+        # Shapes only: the weights are those of the checkpoint.
+        self.model: Any = nnx.eval_shape(
+            lambda: models.create(self.config.model, rngs=nnx.Rngs(0))
+        )
+        _, params, others = train_step.split_model(self.model)
+        optimiser, _ = optimizer.create(self.config.train)
+        like = jax.eval_shape(
+            lambda params, others: train_step.TrainState(
+                jnp.zeros((), jnp.int32), params, others, optimiser.init(params)
+            ),
+            params,
+            others,
+        )
+        with contextlib.closing(Checkpoints(self.workdir)) as checkpoints:
+            state = checkpoints.restore(like, self._mesh, step)
+        self.step = int(state.step)
+        self.variables = (state.params, state.model_state)
+        self.num_learners: int = self.model.num_learners
+        self.dim: int = self.config.model.embedding_dim
+        size = self.config.data.image_size
+        self.embed_program = train_step.make_embed_step(self.model, size)
+        self._embed = self._mapped(self.embed_program)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """Content of the run's `evaluation.json`; empty where there is none."""
+        path = self.workdir / EVALUATION_FILE
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}.") from error
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What the run's figures must be reported with; empty before an evaluation."""
+        return self.evaluation.get("protocol", {})
+
+    def embed(self, images: Images) -> np.ndarray:
+        """Embeds images.
+
+        Args:
+          images: uint8 RGB `[N, H, W, 3]` or `[H, W, 3]`, a sequence of such of any
+            sizes, or the path of an image, a folder or a zip file, or a sequence of
+            paths. Those in folders and zip files come sorted by name.
+
+        Returns:
+          float32 `[N, M, D/M]`, of unit length for each learner.
+
+        Raises:
+          UserError: a path holds no image, or one that cannot be read.
+          ValueError: arrays of another shape or dtype.
+        """
+        parts = list(self._in_batches(self._pixels(images), self._embed))
+        return np.concatenate(parts)
+
+    def attention(self, images: Images) -> np.ndarray:
+        """The learners' attention masks of images.
+
+        Args:
+          images: as of `embed`.
+
+        Returns:
+          float32 `[N, M, h, w, C]` in (0, 1): for each learner its mask over the maps
+          of the trunk's spatial part.
+
+        Raises:
+          UserError: the model has no attention; or as of `embed`.
+        """
+        if not hasattr(self.model, "attention"):
+            raise UserError(
+                f"model.name is {self.config.model.name!r}, which has no attention; "
+                "'abe' has."
+            )
+        return np.concatenate(
+            list(self._in_batches(self._pixels(images), self._attention))
+        )
+
+    def index(self, folder: Path, file: Path | None = None) -> Index:
+        """Embeds the images of a folder, to be searched; those it knows only once.
+
+        Args:
+          folder: folder of any depth, or zip file.
+          file: that keeps the index; by default one in the workdir.
+
+        Returns:
+          the index; its `changes` say what was embedded.
+
+        Raises:
+          UserError: no images, or the file is no index or cannot be written.
+        """
+        return refresh(self, folder, file)
+
+    def search(
+        self,
+        queries: Images,
+        gallery: Index | Path,
+        *,
+        top_k: int = 10,
+        learner: int | None = None,
+    ) -> list[list[Match]]:
+        """Finds the images that are most like each query, exactly.
+
+        A query that lies in the gallery finds itself.
+
+        Args:
+          queries: as of `embed`.
+          gallery: as of `index`, which keeps it on the device for further searches;
+            or the folder.
+          top_k: how many; all where the gallery holds fewer.
+          learner: the one that compares, from 0; None for all together.
+
+        Returns:
+          for each query its matches, the best first.
+
+        Raises:
+          UserError: as of `embed` and `index`, or no such learner.
+        """
+        if learner is not None and not 0 <= learner < self.num_learners:
+            raise UserError(
+                f"--learner={learner}: the model has learners 0 to "
+                f"{self.num_learners - 1}."
+            )
+        if top_k < 1:
+            raise UserError(f"--top_k={top_k} must be a whole number from 1.")
+        index = (
+            self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
+        )
+        scores, rows = index.top_k(self.embed(queries), top_k, learner)
+        paths = index.paths
+        return [
+            [Match(paths[row], score) for row, score in zip(*found, strict=True)]
+            for found in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def decode(self, content: bytes, name: str) -> np.ndarray:
+        """An image file as the model takes it: uint8 `[size, size, 3]`.
+
+        Args:
+          content: of the file.
+          name: what an error message calls it.
+
+        Raises:
+          UserError: it cannot be read as an image.
+        """
+        size, square = self.config.data.load_size, self.config.data.square
+        return decoding.decode(content, size, name, square=square)
+
+    def embed_files(
+        self,
+        files: Iterable[ImageFile],
+        refused: Callable[[ImageFile, UserError], None],
+    ) -> Iterator[tuple[list[ImageFile], np.ndarray]]:
+        """Embeds image files in bounded memory.
+
+        Args:
+          files: as of `images.find`.
+          refused: told of each file that cannot be read; may raise to stop.
+
+        Yields:
+          files in their order, and their embeddings, float32 `[n, M, D/M]`.
+        """
+        good: list[ImageFile] = []
+
+        def pixels() -> Iterator[np.ndarray]:
+            threads = os.cpu_count() or 1
+            for file, result in decoded(files, self.decode, threads=threads):
+                if isinstance(result, UserError):
+                    refused(file, result)
+                else:
+                    good.append(file)
+                    yield result
+
+        for rows in self._in_batches(pixels(), self._embed):
+            done, good[:] = good[: len(rows)], good[len(rows) :]
+            yield done, rows
+
+    @cached_property
+    def _attention(self) -> Callable[[Any, Any], Any]:
+        size = self.config.data.image_size
+        return self._mapped(train_step.make_attention_step(self.model, size))
+
+    def _mapped(self, program: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return parallel.map_over_devices(program, self._mesh, rows_out=True)
+
+    def _in_batches(
+        self, pixels: Iterable[np.ndarray], program: Callable[[Any, Any], Any]
+    ) -> Iterator[np.ndarray]:
+        """Runs a program on images, a batch ahead of whoever asks for its rows."""
+        largest = self.config.eval.batch_size * self._mesh.size
+        pending: tuple[jax.Array, int] | None = None
+        batch: list[np.ndarray] = []
+
+        def started() -> tuple[jax.Array, int]:
+            padded = np.zeros((self._padded(len(batch)), *batch[0].shape), np.uint8)
+            padded[: len(batch)] = batch
+            rows = parallel.split_rows(padded, self._mesh)
+            return program(self.variables, rows), len(batch)
+
+        for image in pixels:
+            batch.append(image)
+            if len(batch) == largest:
+                following = started()
+                batch.clear()
+                if pending is not None:
+                    yield np.asarray(pending[0])[: pending[1]]
+                pending = following
+        following = started() if batch else None
+        for rows in (pending, following):
+            if rows is not None:
+                yield np.asarray(rows[0])[: rows[1]]
+
+    def _padded(self, count: int) -> int:
+        """Few sizes, as each is a program of its own: 1, 8 or all images a device."""
+        sizes = [n * self._mesh.size for n in (1, 8, self.config.eval.batch_size)]
+        return min(size for size in sizes if size >= count)
+
+    def _pixels(self, given: Images) -> Iterator[np.ndarray]:
+        items = [given] if isinstance(given, str | os.PathLike) else given
+        if isinstance(items, np.ndarray) and items.ndim == 3:
+            items = items[None]
+        if not len(items):
+            raise ValueError("there are no images to embed.")
+        size, square = self.config.data.load_size, self.config.data.square
+        for item in items:
+            if isinstance(item, np.ndarray):
+                if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+                    raise ValueError(
+                        f"an image is {item.dtype} {list(item.shape)}; it must be "
+                        "uint8 [H, W, 3], RGB."
+                    )
+                yield decoding.to_square(Image.fromarray(item), size, square)
+                continue
+            threads = os.cpu_count() or 1
+            found = find(item)
+            for _, result in decoded(found, self.decode, threads=threads):
+                if isinstance(result, UserError):
+                    raise result
+                yield result

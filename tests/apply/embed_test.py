@@ -1,0 +1,114 @@
+"""Embeddings of a folder as a file."""
+
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from apply.conftest import NAMES
+from command_line import run
+from pyarrow import parquet
+
+from abe_jax.apply.embed import write_embeddings
+from abe_jax.errors import UserError
+
+
+def test_npz_holds_all_images_in_order(model, pictures, tmp_path):
+    assert write_embeddings(model, pictures, tmp_path / "e.npz") == []
+    with np.load(tmp_path / "e.npz") as content:
+        assert content["paths"].tolist() == NAMES
+        rows = content["embeddings"].reshape(len(NAMES), content["num_learners"], -1)
+    np.testing.assert_array_equal(rows, model.embed(pictures))
+    for name in NAMES:
+        if ".zip" not in name:
+            assert (pictures / name).exists()  # also what is no UTF-8
+
+
+def test_parquet_holds_the_same(model, pictures, tmp_path):
+    write_embeddings(model, pictures, tmp_path / "e.parquet")
+    table = parquet.read_table(tmp_path / "e.parquet")
+    assert [os.fsdecode(name) for name in table["path_bytes"].to_pylist()] == NAMES
+    assert r"caf\xe9 latin-1.png" in table["path"].to_pylist()
+    rows = np.array(table["embedding"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(rows.reshape(-1, 2, 4), model.embed(pictures))
+
+
+def break_some(pictures):
+    (pictures / "a" / "broken.jpg").write_bytes(b"nothing")
+    (pictures / "cut.zip").write_bytes(b"PK\x03\x04")
+    (pictures / "gone.png").symlink_to("nowhere")
+    with zipfile.ZipFile(pictures / "bad member.zip", "w") as archive:
+        archive.writestr("1.png", b"no picture")
+    return {"a/broken.jpg", "cut.zip", "gone.png", "bad member.zip/1.png"}
+
+
+def test_unreadable_files_are_listed_and_left_out(model, pictures, tmp_path):
+    broken = break_some(pictures)
+    refused = write_embeddings(model, pictures, tmp_path / "e.npz")
+    assert {file.name for file, _ in refused} == broken
+    for file, error in refused:
+        assert file.name in str(error)
+    with np.load(tmp_path / "e.npz") as content:
+        assert content["paths"].tolist() == NAMES
+        assert content["embeddings"].shape == (len(NAMES), 8)
+
+
+def test_strict_writes_nothing(model, pictures, tmp_path):
+    break_some(pictures)
+    with pytest.raises(UserError, match="cannot read a/broken.jpg"):
+        write_embeddings(model, pictures, tmp_path / "e.npz", strict=True)
+    assert {path.name for path in tmp_path.glob("e.npz*")} == set()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("e.csv", "must end in .npz or .parquet"), ("no/e.npz", "there is no folder")],
+)
+def test_output_that_cannot_be(model, pictures, tmp_path, output, message):
+    with pytest.raises(UserError, match=message):
+        write_embeddings(model, pictures, tmp_path / output)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(model, pictures, tmp_path):
+    """Never more pixels in flight than threads and two batches take."""
+    (file,) = [f for f in pictures.glob("a/1.png")]
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(300):
+        os.link(file, many / f"{i:03}.png")
+    started, ended, most = 0, 0, 0
+    decode = model.decode
+
+    def counted(content, name):
+        nonlocal started, most
+        started += 1
+        most = max(most, started - ended)
+        return decode(content, name)
+
+    from abe_jax.apply import images
+
+    model.decode = counted
+    try:
+        for done, _ in model.embed_files(images.find(many), pytest.fail):
+            ended += len(done)
+    finally:
+        del model.decode
+    assert ended == 300
+    assert most <= 16 * (os.cpu_count() or 1) + 1 + 3 * 16
+
+
+def test_the_mode(workdir, pictures, tmp_path):
+    output = tmp_path / "e.npz"
+    break_some(pictures)
+    arguments = (f"--workdir={workdir}", "--mode=embed", f"--images={pictures}")
+    status, printed, errors = run(*arguments, f"--output={output}")
+    assert status == 0, errors
+    assert printed.splitlines() == [str(output)]
+    assert "4 file(s) could not be read" in errors
+    assert len(np.load(output)["paths"]) == len(NAMES)
+    status, _, errors = run(*arguments, f"--output={output}", "--strict")
+    assert status == 1
+    assert "a/broken.jpg" in errors.splitlines()[-1]
+    status, _, errors = run(*arguments)
+    assert status == 1
+    assert "--output is missing" in errors.splitlines()[-1]

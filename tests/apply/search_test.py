@@ -1,0 +1,153 @@
+"""Indexing a folder, refreshing the index, searching it."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from apply.conftest import NAMES
+from command_line import run
+from PIL import Image
+
+from abe_jax.errors import UserError
+
+
+@pytest.fixture
+def decoded(model, monkeypatch):
+    """Names of the images that are decoded."""
+    names, decode = [], model.decode
+
+    def noted(content, name):
+        names.append(name)
+        return decode(content, name)
+
+    monkeypatch.setattr(model, "decode", noted)
+    return names
+
+
+def test_an_unchanged_folder_decodes_nothing(model, pictures, tmp_path, decoded):
+    (pictures / "broken.png").write_bytes(b"nothing")
+    first = model.index(pictures, tmp_path / "i.npz")
+    assert first.changes.embedded == len(NAMES) and len(decoded) == len(NAMES) + 1
+    assert first.paths == NAMES
+    decoded.clear()
+    before = (tmp_path / "i.npz").read_bytes()
+    again = model.index(pictures, tmp_path / "i.npz")
+    assert decoded == []
+    assert again.changes.kept == len(NAMES)
+    assert again.changes.unreadable == ("broken.png",)
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    assert (tmp_path / "i.npz").read_bytes() == before
+
+
+def test_new_changed_and_deleted_files_only(model, pictures, tmp_path, decoded):
+    file = tmp_path / "i.npz"
+    model.index(pictures, file)
+    decoded.clear()
+    (pictures / "a" / "1.png").unlink()
+    Image.new("RGB", (40, 40), "red").save(pictures / "a" / "b" / "2.PNG")
+    Image.new("RGB", (40, 40), "blue").save(pictures / "new.png")
+    os.utime(pictures / "a" / "more.zip")  # its members are the same
+    index = model.index(pictures, file)
+    assert sorted(decoded) == ["a/b/2.PNG", "new.png"]
+    changes = index.changes
+    assert (changes.embedded, changes.kept, changes.dropped) == (2, len(NAMES) - 2, 1)
+    np.testing.assert_allclose(index.embeddings, model.embed(pictures), atol=1e-6)
+    decoded.clear()
+    assert model.index(pictures, file).changes.embedded == 0 and decoded == []
+
+
+def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
+    embed_files = model.embed_files
+
+    def interrupted(files, refused):
+        yield next(embed_files(list(files)[:3], refused))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "embed_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.index(pictures, tmp_path / "i.npz")
+    index = model.index(pictures, tmp_path / "i.npz")
+    assert (index.changes.kept, index.changes.embedded) == (3, len(NAMES) - 3)
+    assert index.paths == NAMES
+
+
+def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path, monkeypatch):
+    model.index(pictures, tmp_path / "i.npz")
+    params, others = model.variables
+    params = {**params, "head": {k: v + 1 for k, v in params["head"].items()}}
+    monkeypatch.setattr(model, "variables", (params, others))
+    assert model.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
+
+
+def test_a_file_that_is_no_index(model, pictures, tmp_path):
+    (tmp_path / "i.npz").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is no index .* delete it"):
+        model.index(pictures, tmp_path / "i.npz")
+
+
+def test_search_equals_a_plain_one(model, pictures, tmp_path):
+    index = model.index(pictures, tmp_path / "i.npz")
+    embeddings = model.embed(pictures)
+    for learner in (None, 0, 1):
+        rows = embeddings if learner is None else embeddings[:, [learner]]
+        cosines = np.einsum("qmd,gmd->qg", rows, rows) / rows.shape[1]
+        found = model.search(pictures, index, top_k=3, learner=learner)
+        for name, cosine, matches in zip(NAMES, cosines, found, strict=True):
+            assert matches[0].path == name
+            assert matches[0].score == pytest.approx(1, abs=1e-5)
+            best = np.argsort(-cosine)[:3]
+            assert [match.path for match in matches] == [NAMES[i] for i in best]
+            np.testing.assert_allclose(
+                [match.score for match in matches], cosine[best], atol=1e-5
+            )
+    assert len(model.search(pictures / "a" / "1.png", index, top_k=100)[0]) == len(
+        NAMES
+    )
+
+
+def test_the_gallery_goes_to_the_device_once(model, pictures, tmp_path, monkeypatch):
+    from abe_jax import retrieval
+
+    made, gallery = [], retrieval.Gallery
+    monkeypatch.setattr(
+        retrieval, "Gallery", lambda rows: made.append(0) or gallery(rows)
+    )
+    index = model.index(pictures, tmp_path / "i.npz")
+    for _ in range(3):
+        model.search(pictures / "a" / "1.png", index)
+    assert len(made) == 1
+
+
+def test_mistakes(model, pictures, tmp_path):
+    with pytest.raises(UserError, match="learners 0 to 1"):
+        model.search(pictures, pictures, learner=2)
+    with pytest.raises(UserError, match="from 1"):
+        model.search(pictures, pictures, top_k=0)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no image of .* could be read"):
+        model.index(tmp_path / "empty")
+
+
+def test_the_mode(workdir, pictures, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    arguments = (f"--workdir={copy}", "--mode=search", f"--images={pictures}")
+    query = pictures / "a" / "1.png"
+    status, output, errors = run(*arguments, f"--query={query}", "--top_k=3")
+    assert status == 0, errors
+    lines = output.splitlines()
+    assert lines[0].endswith(f"{len(NAMES)} embedded, 0 as before, 0 gone")
+    assert lines[2] == "1.png"
+    assert lines[3].split() == ["1", "1.0000", "a/1.png"]
+    status, output, errors = run(*arguments, f"--query={pictures}", "--learner=1")
+    assert status == 0, errors
+    assert f"0 embedded, {len(NAMES)} as before, 0 gone" in output
+    assert r"caf\xe9 latin-1.png" in output and r"line\x0abreak.png" in output
+    page = (copy / "search.html").read_text()
+    assert page.count("<img") == len(NAMES) * (1 + len(NAMES))
+    assert "and <b>" not in page
+    assert "quote &#39; &#34; and &lt;b&gt;&amp;amp;.png" in page
+    assert "🦜" in page and r"caf\xe9" in page
+    assert "http" not in page.replace("http-equiv", "")
