@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abe_jax.errors import UserError
 from abe_jax.precision import working_dtype
+
+CROPS = ("area", "plain")
 
 # RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
 _TO_YIQ = np.array(
@@ -45,7 +48,13 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
 
     Returns:
       float32 `[B, size, size, 3]`, 0 to 255.
+
+    Raises:
+      UserError: `config.crop` is unknown.
     """
+    if config.crop not in CROPS:
+        known = " and ".join(map(repr, CROPS))
+        raise UserError(f"augment.crop is {config.crop!r}; known are {known}.")
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
         crop_key, colour_key, erase_key = jax.random.split(key, 3)
@@ -63,12 +72,32 @@ def centre_crop(images: jax.Array, size: int) -> jax.Array:
 
 
 def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
+    keys = jax.random.split(key, 4)
+    flip = jax.random.uniform(keys[3], ()) < config.flip
+    if config.crop == "plain":
+        return _plain_crop(image, keys[2], size, flip)
+    return _area_crop(image, keys[:3], size, flip, config)
+
+
+def _plain_crop(
+    image: jax.Array, key: jax.Array, size: int, flip: jax.Array
+) -> jax.Array:
+    """`size` pixels each way, anywhere in the image (paper)."""
+    room = jnp.array([image.shape[0] - size, image.shape[1] - size], jnp.int32)
+    top, left = jax.random.randint(key, (2,), 0, room + 1)
+    view = jax.lax.dynamic_slice(image, (top, left, 0), (size, size, image.shape[2]))
+    return jnp.where(flip, view[:, ::-1], view)
+
+
+def _area_crop(
+    image: jax.Array, keys: jax.Array, size: int, flip: jax.Array, config
+) -> jax.Array:
     """A random window, resized to a square; pixels outside repeat the edge.
 
     Resizing is two matrix products, which every accelerator is fast at.
     """
     height, width, _ = image.shape
-    area_key, aspect_key, place_key, flip_key = jax.random.split(key, 4)
+    area_key, aspect_key, place_key = keys
     low, high = config.crop_area
     scale = jnp.sqrt(jax.random.uniform(area_key, (), minval=low, maxval=high))
     stretch = math.log(config.crop_aspect) / 2
@@ -76,7 +105,6 @@ def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
     window = scale * jnp.stack([height / ratio, width * ratio])
     room = jnp.array([height, width], window.dtype) - window
     start = room * jax.random.uniform(place_key, (2,))
-    flip = jax.random.uniform(flip_key, ()) < config.flip
     rows = _resample(start[0], window[0], height, size)
     columns = _resample(start[1], window[1], width, size)
     columns = jnp.where(flip, columns[::-1], columns)

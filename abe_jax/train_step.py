@@ -82,6 +82,12 @@ def make_train_step(
     graphdef = split_model(_view(model, use_running_average=False))[0]
     weight = config.loss.divergence_weight
     chunks = config.train.chunks
+    if config.loss.divergence_reduction not in losses.REDUCTIONS:
+        known = " and ".join(map(repr, losses.REDUCTIONS))
+        raise UserError(
+            f"loss.divergence_reduction is {config.loss.divergence_reduction!r}; known "
+            f"are {known}."
+        )
     if chunks > 1 and _learns_statistics(model):
         raise UserError(
             f"train.chunks = {chunks}: batch norm needs the statistics of the whole "
@@ -111,6 +117,7 @@ def make_train_step(
             divergence = losses.divergence_loss(
                 embeddings,
                 margin=config.loss.divergence_margin,
+                reduction=config.loss.divergence_reduction,
                 axis_name=DATA_AXIS,
             )
             loss = contrastive + weight * divergence

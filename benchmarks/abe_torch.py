@@ -63,11 +63,11 @@ class Inception4(nn.Module):
     def __init__(self):
         super().__init__()
         for name in "abcde":
-            self.add_module(name, Inception(f"4{name}"))
+            self.add_module(f"inception_4{name}", Inception(f"4{name}"))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.children():
-            x = block(x)
+        for name in "abcde":
+            x = self.get_submodule(f"inception_4{name}")(x)
         return x
 
 
@@ -86,15 +86,14 @@ class SpatialTrunk(nn.Module):
         return _halve(self.inception_3b(self.inception_3a(_halve(x))))
 
 
-class GlobalTrunk(nn.Module):
+class GlobalTrunk(Inception4):
     def __init__(self):
         super().__init__()
-        self.inception_4 = Inception4()
         self.inception_5a = Inception("5a")
         self.inception_5b = Inception("5b")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.inception_5b(self.inception_5a(_halve(self.inception_4(x))))
+        x = self.inception_5b(self.inception_5a(_halve(super().forward(x))))
         return x.mean(dim=(2, 3))
 
 
@@ -114,21 +113,20 @@ class ABE(nn.Module):
     def __init__(self, num_learners: int, embedding_dim: int):
         super().__init__()
         self.num_learners = num_learners
-        self.trunk = nn.ModuleDict(
-            {"spatial": SpatialTrunk(), "global_features": GlobalTrunk()}
-        )
+        self.spatial = SpatialTrunk()
+        self.global_features = GlobalTrunk()
         self.attention_branch = Attention(num_learners)
         self.head = nn.Linear(1024, embedding_dim // num_learners)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.trunk["spatial"](images)
+        maps = self.spatial(images)
         masks = self.attention_branch(maps)
         batch, channels, height, width = maps.shape
         masks = masks.view(batch, self.num_learners, channels, height, width)
         masked = (maps[:, None] * masks).flatten(0, 1)
         masked = masked.contiguous(memory_format=torch.channels_last)
-        embeddings = self.head(self.trunk["global_features"](masked)).float()
+        embeddings = self.head(self.global_features(masked)).float()
         embeddings = embeddings.view(batch, self.num_learners, -1)
         return functional.normalize(embeddings, dim=-1)
 

@@ -53,10 +53,10 @@ def parts(case: abe_cases.Case) -> list[Part]:
     """Those of ABE-M in the order of the step."""
     model = models.create(case.config().model, rngs=nnx.Rngs(0))
     assert isinstance(model, models.ABE)
-    features, branch = model.trunk.global_features, model.attention_branch
+    features, branch = model.global_features, model.attention_branch
     dtype = jnp.dtype(case.dtype)
     images = jnp.ones((case.batch, case.size, case.size, 3), jnp.float32)
-    maps = jax.eval_shape(lambda m, x: m(x), model.trunk.spatial, images)
+    maps = jax.eval_shape(lambda m, x: m(x), model.spatial, images)
     spread = (case.batch * case.learners, *maps.shape[1:])
     common = jax.eval_shape(lambda m, x: m(x), branch.common, maps)
     deep = (spread[0], *(-(-side // 2) for side in common.shape[1:3]), 832)
@@ -65,15 +65,25 @@ def parts(case: abe_cases.Case) -> list[Part]:
     def last(branch: Any, x: jax.Array) -> jax.Array:
         return nnx.sigmoid(branch.last(x))
 
-    def top(features: Any, x: jax.Array) -> jax.Array:
-        return features.inception_5b(features.inception_5a(x))
+    def stages(*names: str) -> Callable[[Any, jax.Array], jax.Array]:
+        def run(features: Any, x: jax.Array) -> jax.Array:
+            for name in names:
+                x = getattr(features, f"inception_{name}")(x)
+            return x
+
+        return run
 
     return [
-        _part("S: conv1 to 3b, pool3", model.trunk.spatial, images, first=True),
+        _part("S: conv1 to 3b, pool3", model.spatial, images, first=True),
         _part("attention: 4a to 4e", branch.common, jnp.ones(maps.shape, dtype)),
         _part("attention: masks", branch, jnp.ones(common.shape, dtype), call=last),
-        _part("G: 4a to 4e", features.inception_4, jnp.ones(spread, dtype)),
-        _part("G: 5a, 5b", features, jnp.ones(deep, dtype), call=top),
+        _part(
+            "G: 4a to 4e",
+            features,
+            jnp.ones(spread, dtype),
+            call=stages("4a", "4b", "4c", "4d", "4e"),
+        ),
+        _part("G: 5a, 5b", features, jnp.ones(deep, dtype), call=stages("5a", "5b")),
         _losses(vectors, jnp.asarray(case.labels())),
         _update(model, case),
     ]

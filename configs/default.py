@@ -19,6 +19,10 @@ def get_config() -> ConfigDict:
     model.trunk = "googlenet"  # googlenet: BVLC's, with LRN; googlenet_bn: batch norm
     model.pretrained = placeholder(str)  # file of GoogLeNet weights, see docs/models.md
     model.freeze_batch_norm = False  # train with the running averages (ours)
+    # Where S ends: pool3 (the paper's, and the default), pool2, 3a, 4a or 4b.
+    model.branch = placeholder(str)
+    # Blocks behind S that the attention branch copies; by default 5 (the paper's).
+    model.attention_blocks = placeholder(int)
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
     model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)
@@ -30,9 +34,9 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     loss.margin = 1.0  # m_c, of squared distances
     loss.divergence_margin = 1.0  # m_div
-    loss.divergence_weight = (
-        1.0  # lambda_div; L_div is divided by the batch size (ours)
-    )
+    loss.divergence_weight = 1.0  # lambda_div
+    # mean: L_div is divided by the batch size (ours); sum: as the paper prints it.
+    loss.divergence_reduction = "mean"
 
     config.data = data = ConfigDict()
     # image_folder | birds (generated) | cub200 | cars196 | sop | inshop (prepared)
@@ -57,8 +61,11 @@ def get_config() -> ConfigDict:
 
     # All of it (ours). Probabilities are 0 to 1; 0 switches a change off.
     config.augment = augment = ConfigDict()
-    augment.crop_area = (0.3, 1.0)  # of the image; above 1 zooms out
-    augment.crop_aspect = 1.33  # widest width over height
+    # plain: image_size pixels anywhere in the square (paper); area: a part of the
+    # square, resized.
+    augment.crop = "area"
+    augment.crop_area = (0.3, 1.0)  # of crop = area: of the image; above 1 zooms out
+    augment.crop_aspect = 1.33  # of crop = area: widest width over height
     augment.flip = 0.5  # probability of a left-right flip
     augment.brightness = 0.0  # reach of the offset, 1 is the whole range
     augment.contrast = 0.0  # reach of the factor around 1

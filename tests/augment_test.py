@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from abe_jax import augment
+from abe_jax.errors import UserError
 from configs import default
 
 NOTHING = {
@@ -53,6 +54,30 @@ def test_crop_shows_a_part_of_the_image():
     np.testing.assert_allclose(widths, 31.0, atol=0.01)  # half the side: 32 pixels
     assert np.ptp(shown[:, 0, 0, 0]) > 10  # at different places
     assert shown.min() >= 0 and shown.max() <= 63
+
+
+def test_a_plain_crop_copies_pixels(images):
+    """The paper's: no resizing, any place alike, and a flip."""
+    size, shown = 12, views(images, size=12, crop="plain")
+    places = set()
+    for image, view in zip(images, shown, strict=True):
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if np.allclose(image[top : top + size, left : left + size], view, atol=0.01)
+        ]
+        assert len(found) == 1
+        places.add(found[0])
+    assert {0, 4} <= {top for top, _ in places} & {left for _, left in places}
+    flipped = views(images, size=size, crop="plain", flip=1.0)
+    np.testing.assert_allclose(flipped, shown[:, :, ::-1], atol=0.01)
+    np.testing.assert_allclose(views(images, crop="plain"), images, atol=0.01)
+
+
+def test_an_unknown_crop(images):
+    with pytest.raises(UserError, match="'random'; known are 'area' and 'plain'"):
+        views(images, crop="random")
 
 
 def test_zooming_out_repeats_the_edge():

@@ -33,7 +33,7 @@ def loop_contrastive(embeddings, labels, margin):
 
 
 def loop_divergence(embeddings, margin):
-    """L_div: the same image, learners p < q, over N."""
+    """L_div as printed: the same image, learners p < q."""
     number, learners, _ = embeddings.shape
     total = 0.0
     for i in range(number):
@@ -41,7 +41,7 @@ def loop_divergence(embeddings, margin):
             for q in range(p + 1, learners):
                 distance = np.sum((embeddings[i, p] - embeddings[i, q]) ** 2)
                 total += max(margin - distance, 0.0)
-    return total / number
+    return total
 
 
 def random_embeddings(learners, seed=0, number=8, dim=6, spread=1.0):
@@ -64,10 +64,12 @@ def test_equal_to_double_loop(learners, labels, margin):
         np.testing.assert_allclose(
             got, loop_contrastive(x, labels, margin), rtol=1e-6, atol=1e-6
         )
-        got = losses.divergence_loss(jnp.asarray(x, jnp.float32), margin=margin)
-        np.testing.assert_allclose(
-            got, loop_divergence(x, margin), rtol=1e-6, atol=1e-6
-        )
+        for reduction, count in (("sum", 1), ("mean", len(x))):
+            got = losses.divergence_loss(
+                jnp.asarray(x, jnp.float32), margin=margin, reduction=reduction
+            )
+            expected = loop_divergence(x, margin) / count
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_hand_made_angles():
@@ -123,8 +125,11 @@ def test_gradients_equal_finite_differences(learners):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
-def test_shares_add_up_to_the_loss(devices, mapping):
+@pytest.mark.parametrize(
+    ("mapping", "reduction"),
+    [("shard_map", "mean"), ("shard_map", "sum"), ("pmap", "mean")],
+)
+def test_shares_add_up_to_the_loss(devices, mapping, reduction):
     x = jnp.asarray(random_embeddings(4, number=16, spread=0.6), jnp.float32)
     labels = jnp.array([0] * 7 + [1] * 2 + [2] * 7)
     mesh = parallel.make_mesh(jax.devices()[:devices])
@@ -133,14 +138,15 @@ def test_shares_add_up_to_the_loss(devices, mapping):
         def share(x):
             return losses.contrastive_loss(
                 x, batch["label"], axis_name="data"
-            ) + losses.divergence_loss(x, axis_name="data")
+            ) + losses.divergence_loss(x, reduction=reduction, axis_name="data")
 
         value, gradient = jax.value_and_grad(share)(batch["x"])
         # The gradient of the sum over devices, with respect to the device's own rows.
         return {"share": value[None], "gradient": gradient}
 
     def whole(x):
-        return losses.contrastive_loss(x, labels) + losses.divergence_loss(x)
+        divergence = losses.divergence_loss(x, reduction=reduction)
+        return losses.contrastive_loss(x, labels) + divergence
 
     mapped = parallel.map_over_devices(program, mesh, mapping=mapping, rows_out=True)
     batch = parallel.split_rows({"x": x, "label": labels}, mesh)
@@ -166,3 +172,46 @@ def test_pair_matrix_is_local_rows_by_global_columns():
     )
     text = str(jax.make_jaxpr(mapped)(*shapes))
     assert "f32[2,8,64]" in text and "f32[2,64,64]" not in text
+
+
+GOOD = np.ones((4, 2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (GOOD[:, 0], r"float32 \[4, 3\]. One learner's"),
+        (GOOD[:0], r"float32 \[0, 2, 3\]"),
+        (GOOD.astype(np.int32), "int32"),
+        (GOOD.tolist(), "these are a list"),
+    ],
+)
+def test_embeddings_of_another_shape_are_refused(embeddings, message):
+    for loss in (
+        losses.divergence_loss,
+        lambda x: losses.contrastive_loss(x, jnp.zeros(4, jnp.int32)),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            loss(embeddings)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((4, 1), np.int32), r"array \[4\].*int32 \[4, 1\]"),
+        (np.zeros((), np.int32), r"int32 \[\]"),
+        (np.zeros(3, np.int32), r"int32 \[3\]"),
+        (np.zeros(4, np.float32), "float32"),
+        ([0, 0, 1, 1], "a list"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(labels, message):
+    """Broadcast, they would give another loss without a word."""
+    with pytest.raises(ValueError, match=message):
+        losses.contrastive_loss(jnp.asarray(GOOD[:, :1]), labels)
+
+
+def test_an_unknown_reduction():
+    with pytest.raises(ValueError, match="'total'; known are 'mean' and 'sum'"):
+        losses.divergence_loss(jnp.asarray(GOOD), reduction="total")

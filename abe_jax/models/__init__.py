@@ -1,6 +1,7 @@
 """Models: images to the embeddings of M learners."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import jax
@@ -9,9 +10,13 @@ from absl import logging
 from flax import nnx
 
 from abe_jax.errors import UserError
+from abe_jax.models import weights
 from abe_jax.models.abe import ABE
-from abe_jax.models.googlenet import VARIANTS, GoogLeNet
+from abe_jax.models.googlenet import GoogLeNet
 from abe_jax.models.heads import MHeads, OneHead
+from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunks import TRUNKS
+from abe_jax.models.weights import is_new_layer
 
 __all__ = [
     "ABE",
@@ -28,9 +33,6 @@ Embedder: TypeAlias = ABE | MHeads | OneHead
 _MODELS = {"abe": ABE, "m_heads": MHeads, "one_head": OneHead}
 
 _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-
-# Attributes that hold layers which no published GoogLeNet has.
-_NEW_LAYERS = {"head", "last"}
 
 
 def create(config, *, rngs: nnx.Rngs) -> Embedder:
@@ -52,54 +54,37 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
       UserError: a field has a value that no model can have, or the file of pretrained
         weights is not that trunk's.
     """
+    _check(config)
     path = config.get("pretrained")
-    frozen = config.get("freeze_batch_norm", False)
-    dtype = config.get("dtype", "float32")
-    _check(config, path, frozen, dtype)
-    trunk = dataclasses.replace(
-        VARIANTS[config.trunk],
-        freeze_batch_norm=frozen,
-        dtype=_DTYPES[dtype],
-        rematerialize=config.get("rematerialize", False),
-    )
-    arguments = {
-        "embedding_dim": config.embedding_dim,
-        "trunk": trunk,
-        "width": config.width,
-    }
+    arguments = {"embedding_dim": config.embedding_dim, "trunk": _trunk(config)}
     if config.name != "one_head":
         arguments["num_learners"] = config.num_learners
+        arguments["branch"] = config.get("branch")
+    if config.name == "abe":
+        arguments["attention_blocks"] = config.get("attention_blocks")
     model = _MODELS[config.name](**arguments, rngs=rngs)
     if path:
-        from abe_jax import pretrained  # not above: it builds on this package
-
-        pretrained.initialize(model, path, trunk=config.trunk)
+        weights.initialize(model, path, trunk=config.trunk)
     else:
         total = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
         logging.info("All %d parameters of the model are new.", total)
     return model
 
 
-def is_new_layer(path: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to a layer that no published GoogLeNet has.
+def _trunk(config) -> Trunk:
+    return dataclasses.replace(
+        TRUNKS[config.trunk],
+        width=config.width,
+        freeze_batch_norm=config.get("freeze_batch_norm", False),
+        dtype=_DTYPES[config.get("dtype", "float32")],
+        rematerialize=config.get("rematerialize", False),
+    )
 
-    Args:
-      path: keys of a parameter in the pure dict of a model's `nnx.Param` state, such
-        as `("attention_branch", "last", "kernel")`.
-    """
-    return not _NEW_LAYERS.isdisjoint(path)
 
-
-def _check(config, path: str | None, frozen: bool, dtype: str) -> None:
-    if config.name not in _MODELS:
-        known = ", ".join(map(repr, _MODELS))
-        raise UserError(f"model.name is {config.name!r}; known are {known}.")
-    if config.trunk not in VARIANTS:
-        known = ", ".join(map(repr, VARIANTS))
-        raise UserError(f"model.trunk is {config.trunk!r}; known are {known}.")
-    if dtype not in _DTYPES:
-        known = ", ".join(map(repr, _DTYPES))
-        raise UserError(f"model.dtype is {dtype!r}; known are {known}.")
+def _check(config) -> None:
+    _require_known("model.name", config.name, _MODELS)
+    _require_known("model.trunk", config.trunk, TRUNKS)
+    _require_known("model.dtype", config.get("dtype", "float32"), _DTYPES)
     learners = 1 if config.name == "one_head" else config.num_learners
     dim = config.embedding_dim
     if learners < 1 or dim < 1 or dim % learners:
@@ -109,13 +94,30 @@ def _check(config, path: str | None, frozen: bool, dtype: str) -> None:
         )
     if config.width <= 0:
         raise UserError(f"model.width is {config.width}; it must be above 0.")
-    if frozen and not VARIANTS[config.trunk].batch_norm:
+    trunk = TRUNKS[config.trunk]
+    branch = config.get("branch") or trunk.branches[0]
+    _require_known("model.branch", branch, trunk.branches)
+    most, blocks = len(trunk.attention_stages(branch)), config.get("attention_blocks")
+    if blocks is not None and not 1 <= blocks <= most:
         raise UserError(
-            "model.freeze_batch_norm needs a trunk with batch norm, 'googlenet_bn'; "
-            f"model.trunk is {config.trunk!r}."
+            f"model.attention_blocks is {blocks}; behind {branch!r} the attention "
+            f"branch can copy 1 to {most} blocks of {config.trunk!r}."
         )
-    if path and config.width != 1:
+    if config.get("freeze_batch_norm") and not trunk.has_batch_norm:
+        having = ", ".join(repr(n) for n, t in TRUNKS.items() if t.has_batch_norm)
+        raise UserError(
+            "model.freeze_batch_norm needs a trunk with batch norm, such as "
+            f"{having}; model.trunk is {config.trunk!r}."
+        )
+    if config.get("pretrained") and config.width != 1:
         raise UserError(
             f"model.pretrained needs model.width = 1, not {config.width}: published "
             "weights have the published sizes."
+        )
+
+
+def _require_known(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(
+            f"{field} is {value!r}; known are {', '.join(map(repr, known))}."
         )

@@ -10,37 +10,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.models import googlenet, initializers
+from abe_jax.models import initializers
 from abe_jax.models.cpu import lowering
+from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
 
 class Attention(nnx.Module):
-    """Masks of all learners: a copy of inception 4a-4e, then one 1 x 1 convolution.
+    """Masks of all learners: a copy of the stages behind S, then one 1 x 1 convolution.
 
-    The M last layers are one convolution to M * C channels, learner by learner.
+    In the paper these stages are inception 4a to 4e. The M last layers are one
+    convolution to M * C channels, learner by learner.
     """
 
     def __init__(
         self,
         num_learners: int,
         *,
-        width: float,
-        variant: googlenet.Variant,
+        trunk: Trunk,
+        branch: str,
+        num_blocks: int,
         rngs: nnx.Rngs,
     ):
-        channels = googlenet.block_channels("3b", width)
+        stages = trunk.attention_stages(branch)[:num_blocks]
         self.num_learners = num_learners
-        self.common = googlenet.Inception4(width=width, variant=variant, rngs=rngs)
+        self.common = trunk.section(stages, rngs=rngs)
         self.last = nnx.Conv(
-            googlenet.block_channels("4e", width),
-            channels * num_learners,
+            trunk.channels(stages[-1]),
+            trunk.channels(branch) * num_learners,
             (1, 1),
             padding=((0, 0), (0, 0)),
             kernel_init=initializers.glorot_uniform,
             bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
-            dtype=variant.dtype,
+            dtype=trunk.dtype,
             rngs=rngs,
         )
 
@@ -60,8 +64,9 @@ class ABE(nnx.Module):
         *,
         num_learners: int,
         embedding_dim: int,
-        trunk: str | googlenet.Variant = "googlenet",
-        width: float = 1.0,
+        trunk: str | Trunk = "googlenet",
+        branch: str | None = None,
+        attention_blocks: int | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -69,32 +74,41 @@ class ABE(nnx.Module):
         Args:
           num_learners: M.
           embedding_dim: D, the dimensions of all learners together.
-          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
-          width: factor on the trunk's channels; 1 is the paper's network.
+          trunk: a key of `trunks.TRUNKS`, or a trunk with other options.
+          branch: stage after which S ends, one of the trunk's `branches`; by default
+            the first of them, which is the paper's.
+          attention_blocks: how many of the trunk's blocks behind S the attention branch
+            copies; by default the paper's number.
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
+        trunk = trunk_of(trunk)
+        branch = branch or trunk.branches[0]
+        stages_of_s, stages_of_g = trunk.split(branch)
         self.num_learners = num_learners
-        form = googlenet.variant_of(trunk)
-        self.trunk = googlenet.GoogLeNet(trunk, width=width, rngs=rngs)
+        self.preprocessing = trunk.preprocessing
+        self.spatial = trunk.section(stages_of_s, rngs=rngs)
+        self.global_features = trunk.section(stages_of_g, rngs=rngs)
         self.attention_branch = Attention(
-            num_learners, width=width, variant=form, rngs=rngs
+            num_learners,
+            trunk=trunk,
+            branch=branch,
+            num_blocks=attention_blocks or trunk.default_attention_blocks,
+            rngs=rngs,
         )
         self.head = nnx.Linear(
-            googlenet.block_channels("5b", width),
+            trunk.channels(stages_of_g[-1]),
             embedding_dim // num_learners,
             kernel_init=initializers.glorot_uniform,
             bias_init=initializers.zeros,
             rngs=rngs,
         )
 
-    @property
-    def preprocessing(self) -> googlenet.Preprocessing:
-        """What the trunk expects of its input."""
-        return self.trunk.preprocessing
-
     def attention(self, images: jax.Array) -> jax.Array:
-        """Maps images `[B, H, W, 3]` to masks `[B, M, H/16, W/16, 480]` in (0, 1)."""
-        return self.attention_branch(self.trunk.spatial(images))
+        """Maps images `[B, H, W, 3]` to masks in (0, 1) `[B, M, h, w, C]`.
+
+        At the paper's branching point h, w are H/16, W/16, and C is 480.
+        """
+        return self.attention_branch(self.spatial(images))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Embeds preprocessed images.
@@ -105,9 +119,9 @@ class ABE(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
-        maps = self.trunk.spatial(images)
+        maps = self.spatial(images)
         masked = maps[:, None] * self.attention_branch(maps)
-        features = self.trunk.global_features(masked.reshape(-1, *maps.shape[1:]))
+        features = self.global_features(masked.reshape(-1, *maps.shape[1:]))
         embeddings = at_least_float32(self.head(features))
         return unit_length(embeddings.reshape(maps.shape[0], self.num_learners, -1))
 

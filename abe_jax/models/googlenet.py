@@ -1,8 +1,7 @@
 """GoogLeNet (Inception v1), cut where ABE needs it.
 
-`spatial` is the paper's S: conv1 to inception 3b and pool3. `global_features` is the
-part of G that has published weights: inception 4a to 5b and average pooling. The
-classifiers are left out.
+The paper's S is conv1 to inception 3b and pool3; its G has inception 4a to 5b and the
+average over all positions. The classifiers are left out.
 
 Sources: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, table 1;
 BVLC's Caffe model and torchvision's `googlenet` for the details in which they differ.
@@ -16,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 
-from abe_jax.models import initializers
+from abe_jax.models import googlenet_weights, initializers
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.cpu import lowering
-from abe_jax.precision import at_least_float32, working_dtype
+from abe_jax.models.trunk import Preprocessing, Trunk
+from abe_jax.precision import at_least_float32
 
 DATA_AXIS = "data"
 
@@ -39,81 +38,81 @@ _INCEPTION_CHANNELS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What a trunk expects of its input: `(channels - mean) / scale`.
-
-    Attributes:
-      mean: per channel, in units of 0 to 255, in the trunk's channel order.
-      scale: the divisor, in units of 0 to 255.
-      reverse_channels: True where the trunk reads BGR.
-    """
-
-    mean: tuple[float, float, float]
-    scale: float
-    reverse_channels: bool
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps RGB images `[..., 3]` of 0 to 255 to float32 input of the trunk."""
-        images = images.astype(working_dtype())
-        if self.reverse_channels:
-            images = images[..., ::-1]
-        mean = jnp.asarray(self.mean, images.dtype)
-        return (images - jnp.expand_dims(mean, range(images.ndim - 1))) / self.scale
+# Stages that halve the maps, and the window with which they do.
+_POOLS = ("pool2", "pool3", "pool4")
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class GoogLeNetForm(Trunk):
     """One published form of GoogLeNet, and how it is computed.
 
     Attributes:
-      name: of the published form.
       batch_norm: batch norm behind every convolution (then without bias), or biases
         and local response normalisation in the stem.
       third_kernel: kernel of the third branch of an inception block.
       pool4_window: window of pool4.
-      preprocessing: the input it was trained on.
-      freeze_batch_norm: batch norm uses its running averages in training too.
-      dtype: of convolutions and maps; None for that of the weights. Statistics, local
-        response normalisation and the final average are float32 at least.
-      rematerialize: backward, an inception block is computed again from its input,
-        so that only blocks' inputs are kept.
     """
 
-    name: str
-    batch_norm: bool
-    third_kernel: int
-    pool4_window: int
-    preprocessing: Preprocessing
-    freeze_batch_norm: bool = False
-    dtype: DTypeLike | None = None
-    rematerialize: bool = False
+    batch_norm: bool = False
+    third_kernel: int = 5
+    pool4_window: int = 3
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Torchvision's form has; BVLC's has none."""
+        return self.batch_norm
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """conv1 with its pooling to 5b, and the average over all positions."""
+        return (
+            *("conv1", "conv2", "pool2", "3a", "3b", "pool3"),
+            *("4a", "4b", "4c", "4d", "4e", "pool4", "5a", "5b", "average"),
+        )
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """pool3 is the paper's choice; the others are those of its Figure 7."""
+        return ("pool3", "pool2", "3a", "4a", "4b")
+
+    def attention_stages(self, branch: str) -> tuple[str, ...]:
+        """The inception blocks: the pooling between them is left out (paper)."""
+        behind = self.stages[self.stages.index(branch) + 1 :]
+        return tuple(stage for stage in behind if stage in _INCEPTION_CHANNELS)
+
+    @property
+    def default_attention_blocks(self) -> int:
+        """4a to 4e (paper)."""
+        return 5
+
+    def channels(self, stage: str) -> int:
+        """Number of channels that a stage puts out."""
+        before = self.stages[: self.stages.index(stage) + 1]
+        blocks = [s for s in before if s in _INCEPTION_CHANNELS]
+        if blocks:
+            return block_channels(blocks[-1], self.width)
+        return scaled(64 if stage == "conv1" else 192, self.width)
+
+    def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> "Section":
+        """Some stages in a row, with random weights."""
+        return Section(stages, form=self, rngs=rngs)
 
 
-_PUBLISHED = (
-    # BVLC's Caffe model, on which the paper builds.
-    Variant(
-        "googlenet",
-        batch_norm=False,
-        third_kernel=5,
-        pool4_window=3,
-        preprocessing=Preprocessing((104.0, 117.0, 123.0), 1.0, True),
-    ),
-    # torchvision's, itself TensorFlow's Inception v1.
-    Variant(
-        "googlenet_bn",
-        batch_norm=True,
-        third_kernel=3,
-        pool4_window=2,
-        preprocessing=Preprocessing((127.5, 127.5, 127.5), 127.5, False),
-    ),
+# BVLC's Caffe model, on which the paper builds.
+BVLC = GoogLeNetForm(
+    name="googlenet",
+    preprocessing=Preprocessing((104.0, 117.0, 123.0), 1.0, True),
+    namings=(googlenet_weights.BVLC,),
 )
-VARIANTS = {variant.name: variant for variant in _PUBLISHED}
-
-
-def variant_of(trunk: str | Variant) -> Variant:
-    """The variant itself, or the published one of that name."""
-    return VARIANTS[trunk] if isinstance(trunk, str) else trunk
+# torchvision's, itself TensorFlow's Inception v1.
+TORCHVISION = GoogLeNetForm(
+    name="googlenet_bn",
+    preprocessing=Preprocessing((127.5, 127.5, 127.5), 127.5, False),
+    namings=(googlenet_weights.TORCHVISION,),
+    batch_norm=True,
+    third_kernel=3,
+    pool4_window=2,
+)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -128,7 +127,7 @@ def block_channels(block: str, width: float) -> int:
 
 
 class ConvUnit(nnx.Module):
-    """Convolution, batch norm where the variant has it, ReLU."""
+    """Convolution, batch norm where the form has it, ReLU."""
 
     def __init__(
         self,
@@ -137,7 +136,7 @@ class ConvUnit(nnx.Module):
         kernel: int,
         stride: int = 1,
         *,
-        variant: Variant,
+        form: GoogLeNetForm,
         rngs: nnx.Rngs,
     ):
         pad = kernel // 2
@@ -147,25 +146,25 @@ class ConvUnit(nnx.Module):
             (kernel, kernel),
             stride,
             padding=((pad, pad), (pad, pad)),
-            use_bias=not variant.batch_norm,
+            use_bias=not form.batch_norm,
             kernel_init=(
                 initializers.small_uniform
-                if variant.batch_norm
+                if form.batch_norm
                 else initializers.he_normal
             ),
             bias_init=initializers.zeros,
             conv_general_dilated=lowering.conv_general_dilated,
-            dtype=variant.dtype,
+            dtype=form.dtype,
             rngs=rngs,
         )
         self.norm = (
             BatchNorm(
                 channels,
                 axis_name=DATA_AXIS,
-                frozen=variant.freeze_batch_norm,
+                frozen=form.freeze_batch_norm,
                 rngs=rngs,
             )
-            if variant.batch_norm
+            if form.batch_norm
             else None
         )
 
@@ -208,21 +207,20 @@ class Inception(nnx.Module):
         block: str,
         in_channels: int,
         *,
-        width: float,
-        variant: Variant,
+        form: GoogLeNetForm,
         rngs: nnx.Rngs,
     ):
-        unit = partial(ConvUnit, variant=variant, rngs=rngs)
+        unit = partial(ConvUnit, form=form, rngs=rngs)
         one, three_reduce, three, five_reduce, five, pool = (
-            scaled(c, width) for c in _INCEPTION_CHANNELS[block]
+            scaled(c, form.width) for c in _INCEPTION_CHANNELS[block]
         )
         self.one = unit(in_channels, one, 1)
         self.three_reduce = unit(in_channels, three_reduce, 1)
         self.three = unit(three_reduce, three, 3)
         self.five_reduce = unit(in_channels, five_reduce, 1)
-        self.five = unit(five_reduce, five, variant.third_kernel)
+        self.five = unit(five_reduce, five, form.third_kernel)
         self.pool = unit(in_channels, pool, 1)
-        self.rematerialize = variant.rematerialize
+        self.rematerialize = form.rematerialize
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, h, w, block_channels]`."""
@@ -237,70 +235,56 @@ class Inception(nnx.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class Inception4(nnx.Module):
-    """Inception 4a to 4e: once inside G, once more as the attention's common part."""
+class Section(nnx.Module):
+    """Some stages in a row. Layers are `conv1`, `conv2`, `inception_3a`, ..."""
 
-    def __init__(self, *, width: float, variant: Variant, rngs: nnx.Rngs):
-        block = partial(Inception, width=width, variant=variant, rngs=rngs)
-        self.a = block("4a", block_channels("3b", width))
-        self.b = block("4b", block_channels("4a", width))
-        self.c = block("4c", block_channels("4b", width))
-        self.d = block("4d", block_channels("4c", width))
-        self.e = block("4e", block_channels("4d", width))
+    def __init__(self, stages: tuple[str, ...], *, form: GoogLeNetForm, rngs: nnx.Rngs):
+        self.stages = stages
+        self.local_norm = not form.batch_norm
+        self.pool4_window = form.pool4_window
+        unit = partial(ConvUnit, form=form, rngs=rngs)
+        narrow, wide = form.channels("conv1"), form.channels("conv2")
+        for stage in stages:
+            if stage == "conv1":
+                self.conv1 = unit(3, narrow, 7, 2)
+            elif stage == "conv2":
+                self.conv2_reduce = unit(narrow, narrow, 1)
+                self.conv2 = unit(narrow, wide, 3)
+            elif stage in _INCEPTION_CHANNELS:
+                channels = form.channels(form.stages[form.stages.index(stage) - 1])
+                block = Inception(stage, channels, form=form, rngs=rngs)
+                setattr(self, f"inception_{stage}", block)
 
-    def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, 480]` to `[B, h, w, 832]` (at width 1)."""
-        return self.e(self.d(self.c(self.b(self.a(maps)))))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps images `[B, H, W, 3]` or maps `[B, h, w, C]` to maps or features."""
+        for stage in self.stages:
+            x = self._run(stage, x)
+        return x
 
-
-class SpatialTrunk(nnx.Module):
-    """The paper's S: conv1 to inception 3b and pool3."""
-
-    def __init__(self, *, width: float, variant: Variant, rngs: nnx.Rngs):
-        unit = partial(ConvUnit, variant=variant, rngs=rngs)
-        block = partial(Inception, width=width, variant=variant, rngs=rngs)
-        narrow, wide = scaled(64, width), scaled(192, width)
-        self.local_norm = not variant.batch_norm
-        self.conv1 = unit(3, narrow, 7, 2)
-        self.conv2_reduce = unit(narrow, narrow, 1)
-        self.conv2 = unit(narrow, wide, 3)
-        self.inception_3a = block("3a", wide)
-        self.inception_3b = block("3b", block_channels("3a", width))
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images `[B, H, W, 3]` to maps `[B, H/16, W/16, 480]` (at width 1)."""
-        x = _halve(self.conv1(images))
-        if self.local_norm:
-            x = local_response_norm(x)
-        x = self.conv2(self.conv2_reduce(x))
-        if self.local_norm:
-            x = local_response_norm(x)
-        return _halve(self.inception_3b(self.inception_3a(_halve(x))))
-
-
-class GlobalTrunk(nnx.Module):
-    """The paper's G up to its last layer: inception 4a to 5b and average pooling."""
-
-    def __init__(self, *, width: float, variant: Variant, rngs: nnx.Rngs):
-        block = partial(Inception, width=width, variant=variant, rngs=rngs)
-        self.pool4_window = variant.pool4_window
-        self.inception_4 = Inception4(width=width, variant=variant, rngs=rngs)
-        self.inception_5a = block("5a", block_channels("4e", width))
-        self.inception_5b = block("5b", block_channels("5a", width))
-
-    def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, 480]` to features `[B, 1024]` (at width 1)."""
-        x = _halve(self.inception_4(maps), self.pool4_window)
-        x = self.inception_5b(self.inception_5a(x))
-        return at_least_float32(x).mean(axis=(1, 2))
+    def _run(self, stage: str, x: jax.Array) -> jax.Array:
+        if stage == "conv1":
+            x = _halve(self.conv1(x))
+            return local_response_norm(x) if self.local_norm else x
+        if stage == "conv2":
+            x = self.conv2(self.conv2_reduce(x))
+            return local_response_norm(x) if self.local_norm else x
+        if stage in _POOLS:
+            return _halve(x, self.pool4_window if stage == "pool4" else 3)
+        if stage == "average":
+            return at_least_float32(x).mean(axis=(1, 2))
+        return getattr(self, f"inception_{stage}")(x)
 
 
 class GoogLeNet(nnx.Module):
-    """The trunk: `trunk.global_features(trunk.spatial(images))` is `[B, 1024]`."""
+    """The trunk: `trunk.global_features(trunk.spatial(images))` is `[B, 1024]`.
+
+    Cut at the paper's branching point: `spatial` maps images `[B, H, W, 3]` to maps
+    `[B, H/16, W/16, 480]`.
+    """
 
     def __init__(
         self,
-        variant: str | Variant = "googlenet",
+        form: str | GoogLeNetForm = "googlenet",
         *,
         width: float = 1.0,
         rngs: nnx.Rngs,
@@ -308,15 +292,19 @@ class GoogLeNet(nnx.Module):
         """Makes a trunk with random weights.
 
         Args:
-          variant: a key of `VARIANTS`, or what it stands for with other options.
+          form: "googlenet" (BVLC's), "googlenet_bn" (torchvision's), or one of these
+            with other options.
           width: factor on every number of channels; 1 is the published network.
           rngs: source of the initial weights (He; pretrained weights replace them).
         """
-        form = variant_of(variant)
+        if isinstance(form, str):
+            named = {known.name: known for known in (BVLC, TORCHVISION)}
+            form = dataclasses.replace(named[form], width=width)
         self.variant = form.name
         self.preprocessing = form.preprocessing
-        self.spatial = SpatialTrunk(width=width, variant=form, rngs=rngs)
-        self.global_features = GlobalTrunk(width=width, variant=form, rngs=rngs)
+        stages_of_s, stages_of_g = form.split()
+        self.spatial = form.section(stages_of_s, rngs=rngs)
+        self.global_features = form.section(stages_of_g, rngs=rngs)
 
 
 def local_response_norm(

@@ -7,8 +7,10 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 import jax
 from flax import nnx
 
-from abe_jax.models import googlenet, initializers
+from abe_jax.models import initializers
 from abe_jax.models.abe import unit_length
+from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
 
@@ -16,18 +18,11 @@ class Head(nnx.Module):
     """G_m with its last layer: maps to the vectors of one learner."""
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        width: float,
-        variant: googlenet.Variant,
-        rngs: nnx.Rngs,
+        self, dim: int, *, trunk: Trunk, stages: tuple[str, ...], rngs: nnx.Rngs
     ):
-        self.global_features = googlenet.GlobalTrunk(
-            width=width, variant=variant, rngs=rngs
-        )
+        self.global_features = trunk.section(stages, rngs=rngs)
         self.head = nnx.Linear(
-            googlenet.block_channels("5b", width),
+            trunk.channels(stages[-1]),
             dim,
             kernel_init=initializers.glorot_uniform,
             bias_init=initializers.zeros,
@@ -35,7 +30,7 @@ class Head(nnx.Module):
         )
 
     def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, 480]` to `[B, D/M]` (at width 1)."""
+        """Maps `[B, h, w, C]` to `[B, D/M]`."""
         return self.head(self.global_features(maps))
 
 
@@ -50,30 +45,25 @@ class MHeads(nnx.Module):
         *,
         num_learners: int,
         embedding_dim: int,
-        trunk: str | googlenet.Variant = "googlenet",
-        width: float = 1.0,
+        trunk: str | Trunk = "googlenet",
+        branch: str | None = None,
         rngs: nnx.Rngs,
     ):
-        """Makes an ensemble with random weights.
+        """Makes an ensemble with random weights; the heads' all differ.
 
-        Args:
-          num_learners: M.
-          embedding_dim: D, the dimensions of all learners together.
-          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
-          width: factor on the trunk's channels; 1 is the paper's network.
-          rngs: source of the initial weights; the heads' all differ.
+        Args are those of `ABE`.
         """
-        variant = googlenet.variant_of(trunk)
+        trunk = trunk_of(trunk)
+        stages_of_s, stages_of_g = trunk.split(branch)
         self.num_learners = num_learners
-        self.preprocessing = variant.preprocessing
-        self.spatial = googlenet.SpatialTrunk(width=width, variant=variant, rngs=rngs)
+        self.preprocessing = trunk.preprocessing
+        self.spatial = trunk.section(stages_of_s, rngs=rngs)
 
         @nnx.split_rngs(splits=num_learners)
         @nnx.vmap
         def make_head(rngs: nnx.Rngs) -> Head:
-            return Head(
-                embedding_dim // num_learners, width=width, variant=variant, rngs=rngs
-            )
+            dim = embedding_dim // num_learners
+            return Head(dim, trunk=trunk, stages=stages_of_g, rngs=rngs)
 
         self.heads = make_head(rngs)
 
@@ -99,31 +89,22 @@ class OneHead(nnx.Module):
         self,
         *,
         embedding_dim: int,
-        trunk: str | googlenet.Variant = "googlenet",
-        width: float = 1.0,
+        trunk: str | Trunk = "googlenet",
         rngs: nnx.Rngs,
     ):
-        """Makes a network with random weights.
-
-        Args:
-          embedding_dim: D.
-          trunk: a key of `googlenet.VARIANTS`, or a variant with other options.
-          width: factor on the trunk's channels; 1 is the published network.
-          rngs: source of the initial weights.
-        """
-        self.trunk = googlenet.GoogLeNet(trunk, width=width, rngs=rngs)
+        """Makes a network with random weights. Args are those of `ABE`."""
+        trunk = trunk_of(trunk)
+        stages_of_s, stages_of_g = trunk.split()
+        self.preprocessing = trunk.preprocessing
+        self.spatial = trunk.section(stages_of_s, rngs=rngs)
+        self.global_features = trunk.section(stages_of_g, rngs=rngs)
         self.head = nnx.Linear(
-            googlenet.block_channels("5b", width),
+            trunk.channels(stages_of_g[-1]),
             embedding_dim,
             kernel_init=initializers.glorot_uniform,
             bias_init=initializers.zeros,
             rngs=rngs,
         )
-
-    @property
-    def preprocessing(self) -> googlenet.Preprocessing:
-        """What the trunk expects of its input."""
-        return self.trunk.preprocessing
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Embeds preprocessed images.
@@ -134,5 +115,5 @@ class OneHead(nnx.Module):
         Returns:
           `[B, 1, D]` float32, of unit length.
         """
-        features = self.trunk.global_features(self.trunk.spatial(images))
+        features = self.global_features(self.spatial(images))
         return unit_length(at_least_float32(self.head(features)))[:, None]

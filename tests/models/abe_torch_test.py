@@ -8,6 +8,7 @@ from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
 from abe_jax import losses, models, pretrained
+from abe_jax.models import googlenet_weights
 
 torch = pytest.importorskip("torch")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -184,7 +185,7 @@ def test_pretrained_abe_8_holds_the_file_where_it_belongs(tmp_path):
         assert ours[path].shape == tensor.shape
         # The attention starts from the same 4a to 4e, in memory of its own.
         if path[:2] == ("attention_branch", "common"):
-            path = ("trunk", "global_features", "inception_4", *path[2:])
+            path = ("global_features", *path[2:])
             tensor = theirs[path]
         if not models.is_new_layer(path):
             np.testing.assert_array_equal(ours[path], tensor.detach())
@@ -266,11 +267,13 @@ def _create(**changes):
 def _parameters(net, of=lambda tensor: tensor):
     """`of` each of ABE's tensors, by path and in the layout of our model."""
     result = {}
-    for part, prefix in ((net, ("trunk",)), (net.common, ("attention_branch",))):
+    for part in (net, net.common):
         for name, tensor in part.weights.items():
-            path = pretrained.BVLC.path(name)
-            if prefix == ("attention_branch",):
-                path = ("common", *path[2:])
+            path = googlenet_weights.BVLC.path(name)
+            in_s = path[0].startswith("conv") or path[0].startswith("inception_3")
+            prefix = ("spatial",) if in_s else ("global_features",)
+            if part is net.common:
+                prefix = ("attention_branch", "common")
             result[(*prefix, *path)] = _layout(of(tensor))
     kernels = torch.cat([of(mask.weight) for mask in net.masks])
     result[("attention_branch", "last", "kernel")] = _layout(kernels)

@@ -31,15 +31,15 @@ def test_local_response_norm_equals_a_loop():
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
-def test_preprocessing_of_the_variants():
+def test_preprocessing_of_the_forms():
     images = jnp.asarray([[[[0, 51, 255]]]], jnp.uint8)
-    bvlc = googlenet.VARIANTS["googlenet"].preprocessing(images)
+    bvlc = googlenet.BVLC.preprocessing(images)
     np.testing.assert_allclose(bvlc[0, 0, 0], [151, -66, -123])  # BGR minus its mean
-    bn = googlenet.VARIANTS["googlenet_bn"].preprocessing(images)
+    bn = googlenet.TORCHVISION.preprocessing(images)
     np.testing.assert_allclose(bn[0, 0, 0], [-1, -0.6, 1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("trunk", googlenet.VARIANTS)
+@pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
 @pytest.mark.parametrize(("size", "maps"), [(224, 14), (222, 13), (64, 4), (50, 3)])
 def test_pooling_rounds_up(trunk, size, maps):
     model = nnx.eval_shape(lambda: googlenet.GoogLeNet(trunk, rngs=nnx.Rngs(0)))

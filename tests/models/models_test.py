@@ -1,6 +1,7 @@
 """What `models.create` makes of a config."""
 
 import ast
+import dataclasses
 import re
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ from PIL import Image
 
 from abe_jax import losses, models, pretrained
 from abe_jax.errors import UserError
-from abe_jax.models import googlenet
 from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.trunks import TRUNKS
+from abe_jax.models.weights import layer_of
 
 NAMES = ("abe", "m_heads", "one_head")
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
@@ -51,11 +53,11 @@ def _paths(state):
     return traverse_util.flatten_dict(nnx.to_pure_dict(state))
 
 
-@pytest.mark.parametrize("trunk", googlenet.VARIANTS)
+@pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_interface(name, trunk):
     model = _abstract(name=name, trunk=trunk)
-    assert model.preprocessing == googlenet.VARIANTS[trunk].preprocessing
+    assert model.preprocessing == TRUNKS[trunk].preprocessing
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -77,8 +79,8 @@ def test_heads_differ_and_each_is_a_one_head():
 
     @nnx.jit
     def run(m, spatial, head, images):
-        nnx.update(m.trunk.spatial, spatial)
-        nnx.update(m.trunk.global_features, head["global_features"])
+        nnx.update(m.spatial, spatial)
+        nnx.update(m.global_features, head["global_features"])
         nnx.update(m.head, head["head"])
         return m(images)[:, 0]
 
@@ -95,12 +97,11 @@ def test_abe_by_its_definition():
 
     @nnx.jit
     def run(model, images):
-        maps = model.trunk.spatial(images)
+        maps = model.spatial(images)
         masks = model.attention(images)
         # B_m(x) = G(S(x) * A_m(S(x))), learner by learner.
         features = [
-            model.head(model.trunk.global_features(maps * masks[:, m]))
-            for m in range(4)
+            model.head(model.global_features(maps * masks[:, m])) for m in range(4)
         ]
         return model(images), masks, jnp.stack(features, axis=1)
 
@@ -110,6 +111,39 @@ def test_abe_by_its_definition():
     expected = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
     assert (jnp.std(masks, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("branch", "blocks", "side", "channels"),
+    [("pool2", 1, 16, 24), ("3a", 2, 16, 32), ("pool3", 7, 8, 60), ("4b", 3, 8, 64)],
+)
+def test_the_papers_switches(branch, blocks, side, channels):
+    """Figure 7: where S ends, and how much the attention branch copies."""
+    fields = {"branch": branch, "attention_blocks": blocks}
+    model = _abstract(**fields)
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((2, 128, 128, 3), jnp.float32)
+
+    def run(state, images):
+        model = nnx.merge(graphdef, state, copy=True)
+        return model(images), model.attention(images)
+
+    embeddings, masks = jax.eval_shape(run, state, images)
+    assert embeddings.shape == (2, 4, 8)
+    assert masks.shape == (2, 4, side, side, channels)
+    # S, G and what is copied are the same layers wherever the cut is.
+    paths = {
+        layer_of(path)[0]
+        for path in _paths(state)
+        if path[0] != "head" and path[1] != "last"
+    }
+    assert len(paths) == 12
+    copied = {path[2] for path in _paths(state) if path[1] == "common"}
+    assert len(copied) == blocks
+    heads = _abstract(name="m_heads", branch=branch)
+    assert nnx.state(heads.heads)["global_features"].keys() == {
+        name for name in nnx.state(model.global_features)
+    }
 
 
 def test_heads_train_over_a_mapped_axis():
@@ -158,10 +192,11 @@ def test_new_layers(name):
     }[name]
     assert new == {(*p, leaf) for p in prefixes for leaf in ("kernel", "bias")}
     # All others have a source in a pretrained GoogLeNet, of their shape.
-    trunk = nnx.eval_shape(lambda: googlenet.GoogLeNet(width=0.125, rngs=nnx.Rngs(0)))
-    sources = _paths(nnx.state(trunk))
+    form = dataclasses.replace(TRUNKS["googlenet"], width=0.125)
+    whole = nnx.eval_shape(lambda: form.section(form.stages, rngs=nnx.Rngs(0)))
+    sources = _paths(nnx.state(whole))
     for path in params.keys() - new:
-        shape = sources[pretrained.source_of(path)].shape
+        shape = sources[layer_of(path)].shape
         assert params[path].shape in (shape, (4, *shape))
 
 
@@ -169,6 +204,9 @@ def test_new_layers(name):
     ("changes", "message"),
     [
         ({"name": "resnet"}, "'abe', 'm_heads', 'one_head'"),
+        ({"branch": "pool4"}, "known are 'pool3', 'pool2', '3a', '4a', '4b'"),
+        ({"branch": "4b", "attention_blocks": 6}, "can copy 1 to 5 blocks"),
+        ({"attention_blocks": 0}, "can copy 1 to 7 blocks"),
         ({"trunk": "vgg"}, "'googlenet', 'googlenet_bn'"),
         ({"num_learners": 5}, "does not divide"),
         ({"num_learners": 0}, "does not divide"),
@@ -206,7 +244,8 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
     monkeypatch.chdir(tmp_path)
     # A narrow model compiles sooner; published weights would not fit into it.
-    monkeypatch.setattr(models, "ABE", partial(models.ABE, width=0.125))
+    narrow = dataclasses.replace(TRUNKS["googlenet"], width=0.125)
+    monkeypatch.setattr(models, "ABE", partial(models.ABE, trunk=narrow))
     monkeypatch.setattr(pretrained, "initialize", lambda model, path, *, trunk: None)
     names = {"paths": paths, "labels": np.asarray([0, 0, 1, 1, 2, 2])}
     exec("".join(blocks), names)

@@ -11,7 +11,7 @@ from flax import nnx, traverse_util
 
 from abe_jax import pretrained
 from abe_jax.errors import UserError
-from abe_jax.models.googlenet import GoogLeNet
+from abe_jax.models import googlenet
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -35,7 +35,8 @@ class Hostile:
 @pytest.fixture(scope="module")
 def weights():
     """All tensors of a torchvision GoogLeNet, by their names."""
-    model = nnx.eval_shape(lambda: GoogLeNet("googlenet_bn", rngs=nnx.Rngs(0)))
+    form = googlenet.TORCHVISION
+    model = nnx.eval_shape(lambda: form.section(form.stages, rngs=nnx.Rngs(0)))
     shapes = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     names = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"]
     layers = ["conv1", "conv2", "conv3"]
@@ -44,7 +45,7 @@ def weights():
             layers.append(f"inception{block}.branch{branch}")
     result = {}
     for name in (f"{layer}.{leaf}" for layer in layers for leaf in names):
-        shape = shapes[pretrained.TORCHVISION.path(name)].shape
+        shape = shapes[form.namings[0].path(name)].shape
         if len(shape) == 4:
             shape = tuple(shape[axis] for axis in LAYOUT)
         result[name] = np.full(shape, 0.5, np.float32)

@@ -1,0 +1,13 @@
+"""The trunks by their names. A new one is a file of its own and a line here."""
+
+from abe_jax.models import googlenet
+from abe_jax.models.trunk import Trunk
+
+TRUNKS: dict[str, Trunk] = {
+    trunk.name: trunk for trunk in (googlenet.BVLC, googlenet.TORCHVISION)
+}
+
+
+def trunk_of(trunk: str | Trunk) -> Trunk:
+    """The trunk itself, or the one of that name, at its published width."""
+    return TRUNKS[trunk] if isinstance(trunk, str) else trunk

@@ -1,0 +1,195 @@
+"""Published weights, read from the files in which people have them.
+
+    .onnx          the ONNX model zoo's BVLC GoogLeNet            needs `onnx`
+    .safetensors   torchvision's `googlenet`, as a state dict     needs `safetensors`
+    .pth, .pt      the same, as `torch.save` writes it            needs `torch`
+
+Each trunk's `namings` tell where each tensor of a file goes. A file is taken whole or
+not at all: a missing, unknown or wrongly shaped tensor is an error, as is any dtype but
+float32 (half precision has lost digits that training starts from) and any value that is
+not finite. Classifiers are left out. No code of a file is run (see `weight_files`).
+"""
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx, traverse_util
+
+from abe_jax.errors import UserError
+from abe_jax.models import weight_files
+from abe_jax.models.naming import Naming, Path
+from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunks import TRUNKS
+from abe_jax.models.weight_files import Tensor
+
+# A convolution's kernel: [out, in, h, w] in every file, [h, w, in, out] in Flax.
+_FROM_OIHW = (2, 3, 1, 0)
+
+# Attributes of models that hold a section of a trunk.
+_SECTIONS = frozenset({"spatial", "global_features", "common"})
+
+# So many wrong tensors are named in an error.
+_NAMED = 3
+
+
+def layer_of(path: Path) -> Path | None:
+    """Where in its trunk a model's variable is.
+
+    Args:
+      path: keys of a variable in the pure dict of a model's state, such as
+        `("attention_branch", "common", "inception_4a", "one", "conv", "kernel")`.
+
+    Returns:
+      the path within its section, equal in all sections; None for a layer that no
+      published network has.
+    """
+    for place, name in enumerate(path):
+        if name in _SECTIONS:
+            return path[place + 1 :]
+    return None
+
+
+def is_new_layer(path: Path) -> bool:
+    """Whether a parameter belongs to a layer that no published network has.
+
+    Args:
+      path: as of `layer_of`, e.g. `("attention_branch", "last", "kernel")`.
+    """
+    return layer_of(path) is None
+
+
+def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
+    """Reads a published network.
+
+    Args:
+      path: file that ends in `.onnx`, `.safetensors`, `.pth` or `.pt`.
+
+    Returns:
+      the trunk whose weights the file holds, of width 1, and a value for every variable
+      of its layers.
+
+    Raises:
+      UserError: the file cannot be read, is another network's, or holds values that
+        are not float32 or not finite; or the package that reads it is missing.
+    """
+    tensors = weight_files.read(path)
+    trunk, naming = _naming_of(path, tensors)
+    whole = nnx.eval_shape(lambda: trunk.section(trunk.stages, rngs=nnx.Rngs(0)))
+    values = _match(path, tensors, naming, flat(nnx.state(whole)))
+    left_out = collections.Counter(naming.left_out(name) for name in tensors)
+    del left_out[None]
+    listed = ", ".join(f"{what} ({n} tensors)" for what, n in left_out.items())
+    logging.info("%s: %s; left out: %s.", path, trunk.name, listed or "nothing")
+    return trunk, values
+
+
+def initialize(model: nnx.Module, path: str, *, trunk: str) -> None:
+    """Lets a model start from a file's weights; its new layers stay as they are.
+
+    S and G take theirs, the attention's common part those of the same layers. Logs how
+    many parameters come from the file and how many are new.
+
+    Args:
+      model: one that `models.create` makes, of width 1; changed in place.
+      path: see `read`.
+      trunk: name of the model's trunk.
+
+    Raises:
+      UserError: see `read`; or the file holds another trunk.
+    """
+    published, weights = read(path)
+    if published.name != trunk:
+        raise UserError(
+            f"{path} holds a {published.name!r} and model.trunk is {trunk!r}; set "
+            f"--config.model.trunk={published.name}."
+        )
+    values, counts = {}, collections.Counter()
+    parameters = flat(nnx.state(model, nnx.Param))
+    for key, value in flat(nnx.state(model)).items():
+        layer = layer_of(key)
+        if layer is not None:
+            # A copy: two parameters in one buffer could not be donated to a step.
+            values[key] = jnp.array(jnp.broadcast_to(weights[layer], value.shape))
+        counts[layer is None] += value.size if key in parameters else 0
+    nnx.update(model, nnx.State(traverse_util.unflatten_dict(values)))
+    logging.info(
+        "%d parameters start from %s, %d are new.", counts[False], path, counts[True]
+    )
+
+
+def flat(state: nnx.State) -> dict[Path, Any]:
+    """A state's variables by their paths."""
+    return traverse_util.flatten_dict(nnx.to_pure_dict(state))
+
+
+def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]:
+    def known(choice: tuple[Trunk, Naming]) -> int:
+        return sum(choice[1].path(name) is not None for name in tensors)
+
+    choices = [(trunk, naming) for trunk in TRUNKS.values() for naming in trunk.namings]
+    best = max(choices, key=known)
+    if not known(best):
+        example = f", such as {next(iter(tensors))!r}" if tensors else ""
+        networks = " or ".join(naming.network for _, naming in choices)
+        raise UserError(
+            f"{path} holds no known network: none of its {len(tensors)} tensors"
+            f"{example} is named as in {networks}."
+        )
+    return best
+
+
+def _match(
+    path: str,
+    tensors: Mapping[str, Tensor],
+    naming: Naming,
+    wanted: Mapping[Path, Any],
+) -> dict[Path, jax.Array]:
+    """The values for every path of `wanted`, or an error with all that is wrong."""
+    found: dict[Path, Tensor] = {}
+    wrong = collections.defaultdict(list)
+    for name, tensor in tensors.items():
+        key = naming.path(name)
+        if naming.left_out(name):
+            continue
+        if key is None or key not in wanted:
+            wrong["unknown"].append(name)
+            continue
+        found[key] = tensor
+        shape = wanted[key].shape
+        if len(shape) == 4:
+            shape = tuple(shape[_FROM_OIHW.index(axis)] for axis in range(4))
+        if tensor.shape != shape:
+            wrong["wrong shape"].append(f"{name} {tensor.shape}, not {shape}")
+        if tensor.dtype != "float32":
+            wrong["not float32"].append(f"{name} {tensor.dtype}")
+    wrong["missing"] = [".".join(key) for key in wanted if key not in found]
+    _raise_if(path, naming, wrong)
+    values = {}
+    for key, tensor in found.items():
+        value = tensor.read()
+        if not np.isfinite(value).all() or (key[-1] == "var" and (value < 0).any()):
+            wrong["not finite, or a negative variance"].append(".".join(key))
+        if value.ndim == 4:
+            value = value.transpose(_FROM_OIHW)
+        values[key] = jnp.asarray(value)
+    _raise_if(path, naming, wrong)
+    return values
+
+
+def _raise_if(path: str, naming: Naming, wrong: Mapping[str, list[str]]) -> None:
+    problems = [
+        f"{what} ({len(names)}): {', '.join(names[:_NAMED])}"
+        f"{', ...' if len(names) > _NAMED else ''}"
+        for what, names in wrong.items()
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{path} is not the float32 weights of {naming.network}: "
+            f"{'; '.join(problems)}."
+        )
