@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
                 "load_size": 64,
                 "image_size": 64,
                 "sampler": "classes",
-                "images_per_class": 16,
+                "images_per_class": 4,
                 "birds_classes": 160,
                 "birds_images_per_class": 40,
                 "in_memory": True,

@@ -24,6 +24,7 @@ __all__ = [
     "GoogLeNet",
     "MHeads",
     "OneHead",
+    "check",
     "create",
     "is_new_layer",
 ]
@@ -54,7 +55,7 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
       UserError: a field has a value that no model can have, or the file of pretrained
         weights is not that trunk's.
     """
-    _check(config)
+    check(config)
     path = config.get("pretrained")
     arguments = {"embedding_dim": config.embedding_dim, "trunk": _trunk(config)}
     if config.name != "one_head":
@@ -81,7 +82,8 @@ def _trunk(config) -> Trunk:
     )
 
 
-def _check(config) -> None:
+def check(config) -> None:
+    """Raises UserError where a `model` section describes no possible model."""
     _require_known("model.name", config.name, _MODELS)
     _require_known("model.trunk", config.trunk, TRUNKS)
     _require_known("model.dtype", config.get("dtype", "float32"), _DTYPES)

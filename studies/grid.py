@@ -1,0 +1,86 @@
+"""The rows of the study: what each changes in the config of its data set.
+
+A row is one question. It changes as little as it can, so that its figures beside those
+of "abe-4" are the answer. Budgets (steps and images a step) are equal in all rows of a
+data set, unless the row's name says otherwise.
+"""
+
+import dataclasses
+import importlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+Overrides = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A question to be asked of one data set, for several seeds.
+
+    Attributes:
+      overrides: fields of the config, by their dotted names.
+      members: above 1, so many models are trained from different seeds and their
+        embeddings concatenated; each gets its share of `embedding_dim`.
+    """
+
+    overrides: Overrides
+    members: int = 1
+
+
+# Data set of the study to its config and what all rows change in it.
+DATA: dict[str, tuple[str, Overrides]] = {
+    "birds": ("quickstart", {}),
+    "emoji64": ("emoji64", {"train.steps": 1200, "train.checkpoint_every": 200}),
+}
+
+_HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
+
+ROWS: dict[str, Row] = {
+    "abe-4": Row({}),
+    # The paper's tables 1 to 3.
+    "1-head": Row({"model.name": "one_head"}),
+    **{f"abe-{m}": Row({"model.num_learners": m}) for m in (1, 2, 8)},
+    **{f"{m}-heads": Row({**_HEADS, "model.num_learners": m}) for m in (2, 4, 8)},
+    "4-heads, L_div": Row({**_HEADS, "loss.divergence_weight": 1.0}),
+    # The honest peer: at about ABE-4's multiply-adds (4.46 against 3 x 1.58).
+    "3 x 1-head": Row({"model.name": "one_head"}, members=3),
+    # Its figure 7.
+    **{f"lambda {x:g}": Row({"loss.divergence_weight": x}) for x in (0.0, 0.1, 8, 64)},
+    **{f"blocks {n}": Row({"model.attention_blocks": n}) for n in (1, 2, 3, 4, 6, 7)},
+    **{f"branch {b}": Row({"model.branch": b}) for b in ("pool2", "3a", "4a", "4b")},
+    # What keeps the learners alike? One hypothesis a row.
+    **{f"K {k}": Row({"data.images_per_class": k}) for k in (2, 4, 8, 16)},
+    "pairs": Row({"data.sampler": "pairs"}),
+    "no batch norm": Row({"model.trunk": "googlenet"}),
+    **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
+    **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
+    **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
+    **{f"weight decay {w:g}": Row({"train.weight_decay": w}) for w in (0.2, 1.0)},
+}
+
+
+def config_of(
+    data: str, row: str, seed: int, part: str, path: str | None = None
+) -> ConfigDict:
+    """The config of a run.
+
+    Args:
+      data: a key of `DATA`.
+      row: a key of `ROWS`.
+      seed: of weights, batches and augmentation.
+      part: "validation" (a fifth of the training classes, for choosing settings) or
+        "test".
+      path: `data.path`, where the data set has one.
+    """
+    name, common = DATA[data]
+    config = importlib.import_module(f"configs.{name}").get_config()
+    own: Overrides = {
+        "seed": seed,
+        "data.validation_fraction": 0.2 if part == "validation" else 0.0,
+    }
+    if path:
+        own["data.path"] = path
+    config.update_from_flattened_dict(common | ROWS[row].overrides | own)
+    config.train.eval_every = config.train.steps  # untrained, and at the end
+    return config

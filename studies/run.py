@@ -1,0 +1,106 @@
+"""Runs rows of the study, one committed line a run; start it again to go on.
+
+    python -m studies.run --data=birds --rows=abe-4,1-head --seeds=0,1,2
+    python -m studies.run --data=emoji64 --path=emoji64.zip --rows=abe-4 --part=test
+
+A run goes through the same `train_and_evaluate` as everyone's. Its line in
+`studies/runs.jsonl` holds what made it (row, seed, overrides, commit, versions) and
+what it measured. A run whose line is there is not run again.
+"""
+
+import json
+import pathlib
+import platform
+import subprocess
+import time
+from importlib import metadata
+
+import numpy as np
+from absl import app, flags
+
+from studies import grid
+
+RUNS_FILE = pathlib.Path(__file__).with_name("runs.jsonl")
+
+_DATA = flags.DEFINE_enum("data", "birds", list(grid.DATA), "Data set.")
+_ROWS = flags.DEFINE_list("rows", ["abe-4"], "Rows of grid.ROWS.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_PART = flags.DEFINE_enum(
+    "part", "validation", ["validation", "test"], "Classes to evaluate on."
+)
+_PATH = flags.DEFINE_string("path", None, "data.path, where the data set has one.")
+_FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the workdirs go.")
+
+
+def done(data: str, row: str, seed: int, part: str) -> bool:
+    """Whether a run's line is there."""
+    wanted = {"data": data, "row": row, "seed": seed, "part": part}
+    return any(wanted.items() <= line.items() for line in read_lines())
+
+
+def read_lines() -> list[dict]:
+    """All lines of `runs.jsonl`."""
+    if not RUNS_FILE.exists():
+        return []
+    return [json.loads(line) for line in RUNS_FILE.read_text().splitlines()]
+
+
+def run(
+    data: str, row: str, seed: int, part: str, path: str | None, folder: pathlib.Path
+) -> dict:
+    """Trains and evaluates a row, or goes on with it; returns its line."""
+    from abe_jax import evaluate, train
+
+    began, members, evaluations = time.perf_counter(), grid.ROWS[row].members, []
+    for member in range(members):
+        config = grid.config_of(data, row, seed + 1000 * member, part, path)
+        if members > 1:
+            config.model.embedding_dim //= members
+        name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
+        workdir = str(folder / name)
+        train.train_and_evaluate(config, workdir)
+        if members > 1:
+            evaluations.append(evaluate.evaluate_checkpoint(config, workdir))
+    if members > 1:
+        together = np.concatenate([e.embeddings for e in evaluations], axis=1)
+        labels = evaluations[0].queries.labels
+        measured = evaluate.measure(together, labels, config.eval.recall_at)
+    else:
+        text = (pathlib.Path(workdir) / "evaluation.json").read_text()
+        measured = {k: v for k, v in json.loads(text).items() if k != "protocol"}
+    return {
+        **{"data": data, "row": row, "seed": seed, "part": part},
+        "overrides": grid.ROWS[row].overrides,
+        "steps": config.train.steps,
+        "seconds": round(time.perf_counter() - began),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "jax": metadata.version("jax"),
+        **{k: v for k, v in measured.items() if k != "step"},
+    }
+
+
+def _output(*command: str) -> str:
+    folder = RUNS_FILE.parent
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def main(_) -> None:
+    unknown = set(_ROWS.value) - grid.ROWS.keys()
+    if unknown:
+        raise app.UsageError(f"no row {sorted(unknown)}; there are {list(grid.ROWS)}")
+    for seed in map(int, _SEEDS.value):
+        for row in _ROWS.value:
+            key = (_DATA.value, row, seed, _PART.value)
+            if done(*key):
+                continue
+            line = run(*key, _PATH.value, pathlib.Path(_FOLDER.value))
+            with RUNS_FILE.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,80 @@
+"""The study: its rows are configs, a run is one line, tables come from the lines."""
+
+import json
+
+import pytest
+from train_test import small_config
+
+from abe_jax import models
+from studies import grid, run, tables
+
+
+@pytest.mark.parametrize("row", grid.ROWS)
+def test_a_row_changes_what_it_says_and_is_possible(row):
+    for data in grid.DATA:
+        config = grid.config_of(data, row, 3, "validation")
+        flat = dict(_flat(config))
+        assert grid.ROWS[row].overrides.items() <= flat.items()
+        assert (flat["seed"], flat["data.validation_fraction"]) == (3, 0.2)
+        models.check(config.model)
+
+
+def _flat(config, prefix=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    def config_of(data, row, seed, part, path=None):
+        config = small_config()
+        config.seed = seed
+        config.train.update(steps=2, eval_every=2)
+        return config
+
+    monkeypatch.setattr(grid, "config_of", config_of)
+    monkeypatch.setattr(run, "RUNS_FILE", tmp_path / "runs.jsonl")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_members_are_concatenated(tiny, monkeypatch):
+    monkeypatch.setitem(grid.ROWS, "2 x abe", grid.Row({}, members=2))
+    line = run.run("birds", "2 x abe", 0, "test", None, tiny)
+    assert len(line["learners"]) == 4  # two models of two learners
+    alone = run.run("birds", "abe-4", 1000, "test", None, tiny / "other")
+    assert len(alone["learners"]) == 2
+    assert not run.done("birds", "2 x abe", 0, "test")
+    run.RUNS_FILE.write_text(json.dumps(line) + "\n")
+    assert run.done("birds", "2 x abe", 0, "test")
+
+
+def test_tables_have_mean_deviation_and_number():
+    def line(row, seed, recall, mean):
+        learner = {"recall": {"1": mean}}
+        diversity = {"gain": recall - mean, "self_cosine": {"mean": 0.25}}
+        return {
+            **{"data": "birds", "part": "test", "row": row, "seed": seed},
+            **{"recall": {"1": recall}, "mean_learner": learner},
+            "diversity": diversity,
+        }
+
+    lines = [line("abe-4", 0, 0.8, 0.7), line("abe-4", 1, 0.9, 0.7)]
+    lines.append(line("1-head", 0, 0.5, 0.5))
+    page = "before\n<!-- runs birds test -->\nold\n<!-- end -->\nafter\n"
+    filled = tables.fill(page, lines)
+    rows = [row.split(" | ") for row in filled.splitlines()[4:6]]
+    assert rows[0][:5] == ["| abe-4", "2", "85.0 ± 7.1", "70.0 ± 0.0", "15.0 ± 7.1"]
+    assert rows[1][:3] == ["| 1-head", "1", "50.0"]
+    assert rows[0][6] == "0.25 ± 0.00"
+    assert tables.fill(filled, lines) == filled
+    assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
+
+
+def test_the_committed_lines_are_whole():
+    for line in run.read_lines():
+        assert line["row"] in grid.ROWS and line["data"] in grid.DATA
+        assert 0 < line["recall"]["1"] <= 1 and line["commit"]
