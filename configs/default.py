@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images
     data.images_per_class = 4  # K, for sampler = "classes"
     data.validation_fraction = 0.0  # share of the training classes held out (ours)
-    data.in_memory = False  # decode each image once and keep it
+    data.in_memory = False  # decode each image once and keep it, without workers
     data.num_threads = 4  # decoding threads, where there are no workers
     data.num_workers = 0  # decoding processes
     data.birds_classes = 128  # of the generated birds

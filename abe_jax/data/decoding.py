@@ -4,9 +4,21 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from abe_jax.errors import UserError
+
+# What is read, whatever a file is called, of all that Pillow could: its reader of EPS
+# would start another program, others are for rare and unsafe formats.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000"),
+    "AVIF",
+)
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp"),
+    *(".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k"),
+    *(".jpx", ".avif"),
+)
 
 SQUARES = ("centre", "squeeze", "pad")
 
@@ -14,6 +26,17 @@ SQUARES = ("centre", "squeeze", "pad")
 # paper's trunk subtracts, so that there is nothing but zeros for it, as in its own
 # padding.
 PADDING = (123, 117, 104)
+
+# What undoes an EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Top, left, bottom, right as shares of height and width, 0 to 1.
 RelativeBox = tuple[float, float, float, float]
@@ -29,9 +52,9 @@ def decode(
 ) -> np.ndarray:
     """Decodes an image to an RGB square.
 
-    Orientation is that of the EXIF tag, transparency is laid over white, 16-bit grey
-    is scaled to 8 bits, grey, palette and CMYK become RGB. An image whose short side
-    is `size` is not resized.
+    Of several frames the first is taken. Orientation is that of the EXIF tag, where it
+    can be read; transparency is laid over white, 16-bit grey is scaled to 8 bits, grey,
+    palette and CMYK become RGB. An image whose short side is `size` is not resized.
 
     Args:
       data: contents of an image file.
@@ -46,17 +69,18 @@ def decode(
       uint8 `[size, size, 3]`.
 
     Raises:
-      UserError: the data is no image, is cut short, or is larger than Pillow's bound.
+      UserError: the data is no image of `FORMATS`, is cut short, or is larger than
+        Pillow's bound.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if box is None:
                 # JPEG decodes at a fraction of the size.
                 image.draft("RGB", (size, size))
             image.load()
             rgb = to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {name} as an image: {error}.") from error
+    except Exception as error:  # what Pillow's readers raise has no common name
+        raise UserError(f"cannot read {name} as an image: {reason(error)}.") from error
     if box is not None:
         rgb = rgb.crop(_pixels(box, rgb.size))
     return to_square(rgb, size, square)
@@ -82,7 +106,7 @@ def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
 
     Such a file is an RGB JPEG, the right way up. The pixels are those of `decode`, in
     half the time, and the interpreter is left to other threads: libjpeg-turbo writes
-    straight into the array.
+    straight into the array. A file that it has anything to say of is left to `decode`.
 
     Args:
       data: contents of the file.
@@ -93,12 +117,12 @@ def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
       uint8 `[size, size, 3]`, perhaps a view of the whole image.
 
     Raises:
-      UserError: the data is no JPEG file, or is cut short.
+      UserError: as of `decode`.
     """
     try:
         image = simplejpeg.decode_jpeg(data)
-    except ValueError as error:
-        raise UserError(f"cannot read {name} as an image: {error}.") from error
+    except ValueError:  # extraneous bytes, for one, which do no harm
+        return decode(data, size, name)
     height, width, _ = image.shape
     if min(height, width) != size:  # it was smaller, and is stored as it was
         return decode(data, size, name)
@@ -121,7 +145,8 @@ def require_known_square(square: str) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image the right way up, as 8-bit RGB over white."""
-    image = ImageOps.exif_transpose(image) if image.getexif() else image
+    turn = _TURNS.get(orientation(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -136,6 +161,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
             Image.new("RGBA", rgba.size, "white"), rgba
         ).convert("RGB")
     return image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """That of the EXIF tag, 1 to 8; 1, upright, where it has none that can be read."""
+    try:
+        tag = image.getexif().get(0x0112)
+        return int(tag) if tag in _TURNS else 1
+    except Exception:  # damage in the metadata must not hurt the pixels
+        return 1
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in one line."""
+    if isinstance(error, UnidentifiedImageError):  # its text has the buffer's address
+        return "not an image of a known format"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _padded(rgb: Image.Image, size: int) -> Image.Image:

@@ -78,7 +78,8 @@ class Reading:
 
     Attributes:
       num_threads: threads that decode batches, where there are no workers.
-      num_workers: processes that decode batches; 0 for threads of this process.
+      num_workers: processes that decode batches; 0 for threads of this process, as
+        must be where images are kept in memory, which processes do not share.
       process_index: number of this host process.
       process_count: number of host processes; each reads its part of every batch.
     """
@@ -91,7 +92,8 @@ class Reading:
     @classmethod
     def of_process(cls, config, index: int, count: int) -> "Reading":
         """As the `data` section of a config says, for one of the host processes."""
-        return cls(config.num_threads, config.num_workers, index, count)
+        workers = 0 if config.in_memory else config.num_workers
+        return cls(config.num_threads, workers, index, count)
 
     def own_part(self, rows: np.ndarray) -> np.ndarray:
         """This process's rows of a global batch.

@@ -1,12 +1,14 @@
 """The images that a config names: generated, in a folder, or prepared."""
 
-from absl import logging
+import logging
 
 from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
 from abe_jax.data.pipeline import ImageSource
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def open_source(config) -> ImageSource:
@@ -51,14 +53,14 @@ def _open_prepared(config) -> PreparedRecords:
         folder, config.load_size, square=config.square, box_crop=config.box_crop
     )
     if records.num_skipped:
-        logging.warning(
+        _log.warning(
             "%s was prepared without %d bad files: its Recall@K is not comparable with "
             "that of the whole data set.",
             folder,
             records.num_skipped,
         )
     if 0 < records.stored_size < config.load_size:
-        logging.warning(
+        _log.warning(
             "%s is stored with a short side of %d, and enlarged to data.load_size = "
             "%d; prepare it with a larger --size.",
             folder,

@@ -2,15 +2,18 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Iterable
 
 import numpy as np
-from absl import logging
 
 from abe_jax.data import sources
+from abe_jax.data.datasets.image_folder import ImageFolder
 from abe_jax.data.memory import InMemory
 from abe_jax.data.pipeline import Subset
 from abe_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +145,15 @@ def create(config) -> Splits:
         evaluation = in_train & np.isin(source.labels, held_out)
         train, name = in_train & ~evaluation, "validation"
         in_gallery = np.zeros(len(source), bool)
+    if isinstance(source, ImageFolder):  # prepare counted them where it stored images
+        copies = source.count_copies(np.flatnonzero(train), np.flatnonzero(evaluation))
+        if copies:
+            _log.warning(
+                "%s: %d of the %d images to evaluate are copies of training images.",
+                source.path,
+                copies,
+                evaluation.sum(),
+            )
     if config.in_memory:
         source = InMemory(source)
     train_part = Subset(source, np.flatnonzero(train))
@@ -149,11 +161,25 @@ def create(config) -> Splits:
     gallery = Subset(source, np.flatnonzero(in_gallery)) if in_gallery.any() else None
     shared = np.intersect1d(train_part.labels, evaluation_part.labels)
     if len(shared):
-        logging.warning(
+        _log.warning(
             "%d classes are in both train/ and test/: Recall@K is not zero-shot.",
             len(shared),
         )
-    return Splits(train_part, evaluation_part, name, not len(shared), gallery)
+    splits = Splits(train_part, evaluation_part, name, not len(shared), gallery)
+    _log.info("%s", "; ".join(_told(*part) for part in splits.parts.items()))
+    return splits
+
+
+def _told(part: str, subset: Subset) -> str:
+    """Which classes a part has: the first, the last, and how many."""
+    labels = np.unique(subset.labels)
+    if not len(labels):
+        return f"{part}: no images"
+    names = subset.source.class_names
+    return (
+        f"{part}: {len(labels):,} classes, {names[labels[0]]!r} to "
+        f"{names[labels[-1]]!r}, {len(subset):,} images"
+    )
 
 
 def _held_out(train_classes: np.ndarray, fraction: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import fake_datasets as fake
 import pytest
 
 from abe_jax.data.datasets import DATASETS
-from abe_jax.data.datasets.listing import Tree
+from abe_jax.data.datasets.tree import Tree
 from abe_jax.data.prepare import layouts
 from abe_jax.errors import UserError
 

@@ -36,7 +36,7 @@ def assert_is_as_expected(listing, expected):
 def test_layouts_are_told_apart(layout, tmp_path, caplog):
     dataset, write, words = fake.LAYOUTS[layout]
     write(tmp_path / "source", fake.SMALL[dataset])
-    with caplog.at_level(logging.INFO, logger="absl"):
+    with caplog.at_level(logging.INFO):
         listing = read(dataset, tmp_path / "source", tmp_path / "scratch")
     assert words in listing.layout
     assert f"{dataset}: found the layout '{listing.layout}'" in caplog.text

@@ -1,12 +1,14 @@
 """Contents of image files of every kind to RGB squares."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from abe_jax.data.decoding import PADDING, decode
+from abe_jax.data.decoding import PADDING, decode, decode_stored
+from abe_jax.data.prepare.encoding import Storing, encode
 from abe_jax.errors import UserError
 
 RED = (200, 30, 40)
@@ -156,10 +158,70 @@ def test_same_size_is_untouched():
     )
 
 
+def _jpeg_with_exif(image, tiff):
+    """A JPEG file whose EXIF block is given."""
+    plain = encoded(image, "JPEG", quality=95)
+    block = b"Exif\0\0" + tiff
+    return (
+        plain[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + plain[2:]
+    )
+
+
+def _tiff(*tags, rest=b""):
+    """An EXIF block: (tag, type, count, value as it is stored) each."""
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    body = b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    return head + body + struct.pack("<I", 0) + rest
+
+
+def _at(offset):
+    return struct.pack("<I", offset)
+
+
+# What cameras and programs leave behind: the orientation is sound, tags beside it not.
+_TURNED = (0x0112, 3, 1, struct.pack("<I", 3))
+DAMAGED_EXIF = {
+    "negative rational in an unsigned tag": _tiff(
+        _TURNED, (0x011A, 10, 1, _at(38)), rest=struct.pack("<ii", -72, 1)
+    ),
+    "text stored as a rational": _tiff(
+        (0x010F, 5, 1, _at(38)), _TURNED, rest=struct.pack("<II", 1, 2)
+    ),
+    "number stored as text": _tiff(_TURNED, (0x0128, 2, 4, b"abc\0")),
+    "pointer stored as text": _tiff(_TURNED, (0x8769, 2, 4, b"abc\0")),
+    "pointer beyond the end": _tiff(_TURNED, (0x8825, 4, 1, _at(4_000_000))),
+    "no orientation": _tiff((0x0112, 2, 4, b"abc\0")),
+    "orientation 77": _tiff((0x0112, 3, 1, struct.pack("<I", 77))),
+    "cut short": _tiff(_TURNED)[:15],
+    "no block": b"nothing of the kind",
+    "empty": b"",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", DAMAGED_EXIF)
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_metadata_does_not_hurt_pixels(kind, format):
+    exif = DAMAGED_EXIF[kind]
+    half = Image.new("RGB", (16, 16), RED)
+    half.paste((0, 0, 0), (0, 8, 16, 16))
+    if format == "JPEG":
+        content = _jpeg_with_exif(half, exif)
+    else:
+        content = encoded(half, format, exif=b"Exif\0\0" + exif)
+    pixels = decode(content, 16, "it")
+    stored = encode(content, Storing(quality=100)).jpeg
+    turned = exif.find(struct.pack("<HHI4s", *_TURNED)) >= 0 and kind != "cut short"
+    top = slice(9, None) if turned else slice(0, 7)
+    for found in (pixels, decode_stored(stored, 16, "it")):
+        assert_close(found[top], RED, tolerance=9)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
 def test_unreadable_image_is_named(content):
-    with pytest.raises(UserError, match="cannot read ash/1.png as an image"):
+    with pytest.raises(UserError, match="cannot read ash/1.png as an image") as caught:
         decode(content, 8, "ash/1.png")
+    assert "BytesIO" not in str(caught.value)
 
 
 def test_truncated_image_is_named():
@@ -173,3 +235,22 @@ def test_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="cannot read it as an image"):
         decode(encoded(Image.new("RGB", (99, 99))), 8, "it")
+
+
+def test_formats_that_start_other_programs_are_no_images(tmp_path):
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    with pytest.raises(UserError, match="not an image of a known format"):
+        decode(postscript, 8, "it")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_both_decoders_take_a_file_with_extraneous_bytes():
+    """As every viewer does: what `prepare` stores, training reads."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    plain = encoded(Image.fromarray(noise), "JPEG", quality=95)
+    end = plain.rindex(b"\xff\xd9")
+    content = plain[:end] + bytes(7) + plain[end:]
+    expected = decode(plain, 24, "it")
+    np.testing.assert_array_equal(decode(content, 24, "it"), expected)
+    stored = encode(content, Storing()).jpeg
+    np.testing.assert_array_equal(decode_stored(stored, 24, "it"), expected)

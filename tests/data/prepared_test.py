@@ -213,12 +213,12 @@ def test_evaluation_reads_each_image_once(hosts, data_dir):
 
 
 def test_images_stored_smaller_than_wanted_are_told(data_dir, caplog, tmp_path):
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING):
         data.create(config_of(data_dir, "cub200"))
     assert not caplog.text
     config = config_of(data_dir, "cub200")
     config.load_size = 300
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING):
         data.create(config)
     assert "enlarged to data.load_size = 300; prepare it with a larger" in caplog.text
 
@@ -228,7 +228,7 @@ def test_left_out_images_are_told(tmp_path, caplog):
     (base / "images" / "002.Bird_2" / "Bird_0001.jpg").write_bytes(b"")
     expected = fake.SMALL["cub200"]
     prepare("cub200", base, tmp_path / "data", expected=expected, skip_bad=True)
-    with caplog.at_level(logging.WARNING, logger="absl"):
+    with caplog.at_level(logging.WARNING):
         splits = data.create(config_of(tmp_path / "data", "cub200"))
     assert "without 1 bad files: its Recall@K is not comparable" in caplog.text
     assert len(splits.train) == 32

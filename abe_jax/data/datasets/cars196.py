@@ -25,15 +25,14 @@ from abe_jax.data.datasets.listing import (
     Expected,
     Listing,
     Record,
-    Tree,
     as_id,
     check_counts,
     check_files,
     check_ids,
     make_listing,
-    parent,
     role_of,
 )
+from abe_jax.data.datasets.tree import Tree, parent
 from abe_jax.errors import UserError
 
 _NUMBERED = re.compile(r"(?:^|/)(cars_train|cars_test)/(?:\1/)?(\d{5}\.jpg)$")

@@ -17,7 +17,6 @@ from abe_jax.data.datasets.listing import (
     Expected,
     Listing,
     Record,
-    Tree,
     as_id,
     as_number,
     check_counts,
@@ -26,6 +25,7 @@ from abe_jax.data.datasets.listing import (
     make_listing,
     role_of,
 )
+from abe_jax.data.datasets.tree import Tree
 from abe_jax.errors import UserError
 
 _FOLDER = re.compile(r"(\d{3})\.[^/]+")

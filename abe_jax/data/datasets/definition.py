@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from abe_jax.data.datasets.listing import Expected, Listing, Tree
+from abe_jax.data.datasets.listing import Expected, Listing
+from abe_jax.data.datasets.tree import Tree
 from abe_jax.data.pipeline import ImageSource
 
 

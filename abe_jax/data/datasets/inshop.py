@@ -18,14 +18,13 @@ from abe_jax.data.datasets.listing import (
     Expected,
     Listing,
     Record,
-    Tree,
     as_number,
     check_counts,
     check_disjoint,
     check_files,
     make_listing,
-    parent,
 )
+from abe_jax.data.datasets.tree import Tree, parent
 from abe_jax.errors import UserError
 
 _PARTITION = "list_eval_partition.txt"

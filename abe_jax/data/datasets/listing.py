@@ -1,19 +1,15 @@
 """What a data set on disk consists of, and the checks that every layout shares.
 
-A layout is read in three steps: the files below a folder are listed once (`Tree`), a
+A layout is read in three steps: the files below a folder are listed once (`tree`), a
 reader finds out which layout they form and what each image is (`Listing`), and
 `check_counts` holds the numbers against the official ones. No image is opened.
 """
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 # What `prepare.archives` makes of parquet files: name of the image, label.
 PARQUET_LABELS = "parquet_labels.csv"
@@ -57,112 +53,6 @@ class Listing:
     layout: str
     records: list[Record]
     class_names: dict[str, str]
-
-
-class Tree:
-    """The visible files below a folder: no hidden ones, none of macOS's copies.
-
-    Attributes:
-      root: the folder.
-      files: relative path with forward slashes -> path of the file.
-    """
-
-    def __init__(self, root: str, files: dict[str, str]):
-        self.root = root
-        self.files = files
-
-    @classmethod
-    def of(cls, *folders: str | os.PathLike[str]) -> "Tree":
-        """Lists folders as if they were one; links to folders are followed.
-
-        Raises:
-          UserError: a folder does not exist or cannot be read.
-        """
-        files: dict[str, str] = {}
-        for folder in map(pathlib.Path, folders):
-            if not folder.is_dir():
-                raise UserError(
-                    f"--source {str(folder)!r} is no folder; give the folder that "
-                    "holds the data set, or its zip or tgz file."
-                )
-            for path, subfolders, names in os.walk(
-                folder, onerror=_refuse_unreadable, followlinks=True
-            ):
-                subfolders[:] = sorted(filter(_is_visible, subfolders))
-                below = pathlib.Path(path).relative_to(folder).as_posix()
-                prefix = "" if below == "." else f"{below}/"
-                for name in filter(_is_visible, names):
-                    files[prefix + name] = os.path.join(path, name)
-        return cls(str(folders[0]), files)
-
-    def find(self, name: str) -> list[str]:
-        """Relative paths of all files of a name."""
-        return sorted(p for p in self.files if p.rpartition("/")[2] == name)
-
-    def folders_with(self, name: str, other: str) -> list[str]:
-        """Folders that hold files of both names, as of `parent`."""
-        folders = map(parent, self.find(name))
-        return [folder for folder in folders if folder + other in self.files]
-
-    def images(self, prefix: str = "") -> list[str]:
-        """Relative paths of all images below a folder, "" or one that ends in "/"."""
-        return sorted(
-            p
-            for p in self.files
-            if p.startswith(prefix) and p.lower().endswith(IMAGE_SUFFIXES)
-        )
-
-    def lines(self, name: str) -> list[str]:
-        """The lines of a text file that are not empty.
-
-        Raises:
-          UserError: it cannot be read as UTF-8 text.
-        """
-        try:
-            text = pathlib.Path(self.files[name]).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {name} in {self.root}: {error}.") from error
-        return [line for line in text.splitlines() if line.strip()]
-
-    def rows(self, name: str, columns: int, *, skip: int = 0) -> list[list[str]]:
-        """Columns of a text file, split at white space.
-
-        Args:
-          name: relative path of the file.
-          columns: how many each row must have; the last may hold spaces.
-          skip: header lines to leave out.
-
-        Raises:
-          UserError: a row of another number of columns.
-        """
-        rows = []
-        for number, line in enumerate(self.lines(name)[skip:], skip + 1):
-            row = line.split(maxsplit=columns - 1)
-            if len(row) != columns:
-                raise UserError(
-                    f"line {number} of {name} has {len(row)} columns, expected "
-                    f"{columns}: {line.strip()[:60]!r}; the file is damaged or is "
-                    "another one of the same name."
-                )
-            rows.append([cell.strip() for cell in row])
-        return rows
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise UserError(
-        f"cannot read the folder {error.filename!r}: {error.strerror}; make it "
-        "readable for this user."
-    )
-
-
-def parent(path: str) -> str:
-    """The folder of a relative path, "" or with a slash at its end."""
-    head, slash, _ = path.rpartition("/")
-    return head + slash
 
 
 def as_number(text: str, what: str) -> float:

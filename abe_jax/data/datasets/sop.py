@@ -10,7 +10,6 @@ from abe_jax.data.datasets.listing import (
     Expected,
     Listing,
     Record,
-    Tree,
     as_id,
     check_counts,
     check_disjoint,
@@ -18,6 +17,7 @@ from abe_jax.data.datasets.listing import (
     check_ids,
     make_listing,
 )
+from abe_jax.data.datasets.tree import Tree
 from abe_jax.errors import UserError
 
 

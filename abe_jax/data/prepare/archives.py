@@ -1,6 +1,7 @@
 """Archives and parquet files, unpacked into a folder that the caller throws away."""
 
 import csv
+import logging
 import pathlib
 import re
 import shutil
@@ -9,12 +10,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from absl import logging
-
 from abe_jax.data.datasets.listing import PARQUET_LABELS
 from abe_jax.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tgz", ".tar.gz", ".tar")
+
+_log = logging.getLogger(__name__)
 
 _HALF = re.compile(r"(train|test)[-.]")
 
@@ -38,7 +39,7 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) ->
     Raises:
       UserError: it is damaged, needs a password, or does not fit on the disk.
     """
-    logging.info("unpacking %s", path)
+    _log.info("unpacking %s", path)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if path.name.lower().endswith(".zip"):
@@ -69,7 +70,7 @@ def _unpack_zip(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) 
             )
             if not skip_encrypted:
                 raise UserError(text)
-            logging.warning("%s", text)
+            _log.warning("%s", text)
             return
         _require_room(sum(m.file_size for m in members), folder, path)
         archive.extractall(folder)
@@ -99,7 +100,7 @@ def unpack_parquet(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
     with open(folder / PARQUET_LABELS, "w", newline="") as file:
         writer = csv.writer(file)
         for path in sorted(paths):
-            logging.info("unpacking %s", path)
+            _log.info("unpacking %s", path)
             match = _HALF.match(path.name)
             if match is None:
                 raise UserError(

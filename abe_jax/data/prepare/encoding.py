@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import process as process_pool
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from abe_jax.data.datasets.listing import Box, Record
-from abe_jax.data.decoding import RelativeBox, to_rgb
+from abe_jax.data.decoding import FORMATS, RelativeBox, orientation, reason, to_rgb
 from abe_jax.errors import UserError
 
 # Pillow's own bound, above which it refuses a file as a decompression bomb.
@@ -79,7 +79,7 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
     if not data:
         raise BadImage("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size)
             relative = _relative(box, image.size)
             plain = image.format == "JPEG" and image.mode == "RGB"
@@ -88,16 +88,16 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
                 # JPEG decodes at a fraction of its size; the rest is left to resizing.
                 image.draft("RGB", (2 * wanted, 2 * wanted))
             image.load()
-            upright = image.getexif().get(0x0112, 1) == 1
+            upright = orientation(image) == 1
             if plain and upright and min(image.size) <= wanted:
                 return Encoded(data, relative, _digest(data))
             rgb = to_rgb(image)
-    except UnidentifiedImageError as error:
-        raise BadImage("not an image of a known format") from error
+    except BadImage:
+        raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise BadImage(str(error) or type(error).__name__) from error
+    except Exception as error:  # what Pillow's readers raise has no common name
+        raise BadImage(reason(error)) from error
     if box is not None and not upright:
         raise BadImage("it has a bounding box and is turned by its EXIF tag")
     if min(rgb.size) > wanted:

@@ -1,13 +1,15 @@
 """What is at a place: which layout of a data set, in a folder or packed."""
 
+import logging
 import pathlib
 
-from absl import logging
-
 from abe_jax.data.datasets.definition import DataSet
-from abe_jax.data.datasets.listing import Expected, Listing, Tree
+from abe_jax.data.datasets.listing import Expected, Listing
+from abe_jax.data.datasets.tree import Tree
 from abe_jax.data.prepare import archives
 from abe_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def read(
@@ -56,7 +58,7 @@ def read(
 def _read_tree(dataset: DataSet, tree: Tree, expected: Expected) -> Listing:
     assert dataset.read is not None
     listing = dataset.read(tree, expected)
-    logging.info("%s: found the layout '%s'", dataset.name, listing.layout)
+    _log.info("%s: found the layout '%s'", dataset.name, listing.layout)
     return listing
 
 

@@ -1,0 +1,210 @@
+"""The files of a data set: listed once, in a folder or a zip file; none is opened."""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable
+
+from abe_jax.data.decoding import SUFFIXES
+from abe_jax.errors import UserError
+
+# What network drives, trash cans and file systems keep among the user's files.
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("__MACOSX", "@eaDir", "@tmp", "@__thumb", "@Recycle", "#recycle"),
+        *("@Recently-Snapshot", "#snapshot", "$RECYCLE.BIN", "lost+found"),
+        "System Volume Information",
+    }
+)
+# A folder that holds both is the workdir of a run (`abe_jax.workdir`).
+_OF_A_RUN = {"config.json", "checkpoints"}
+
+
+class Tree:
+    """The visible files below a folder, or in a zip file.
+
+    Hidden files, system folders, workdirs of runs, and what is neither file nor folder
+    are left out.
+
+    Attributes:
+      root: the folder or zip file.
+      files: relative path with forward slashes -> path of the file, or its name in the
+        zip file.
+      folders: relative paths of the folders.
+      left_out: relative path of what else was left out, hidden files apart -> reason.
+    """
+
+    def __init__(self, root: str):
+        """An empty one; `of` and `of_zip` list what is there."""
+        self.root = root
+        self.files: dict[str, str] = {}
+        self.folders: set[str] = set()
+        self.left_out: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, *folders: str | os.PathLike[str]) -> "Tree":
+        """Lists folders as if they were one; links to folders are followed.
+
+        Raises:
+          UserError: a folder does not exist or cannot be read.
+        """
+        tree = cls(str(folders[0]))
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise UserError(
+                    f"{str(folder)!r} is no folder; give the folder that holds the "
+                    "data set, or its zip or tgz file."
+                )
+            tree._walk(str(folder), "", ())
+        return tree
+
+    @classmethod
+    def of_zip(cls, path: str | os.PathLike[str]) -> "Tree":
+        """Lists a zip file.
+
+        Raises:
+          UserError: it is none, or damaged.
+        """
+        tree = cls(str(path))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        # A damaged directory of members fails in many ways.
+        except Exception as error:
+            raise UserError(
+                f"{str(path)!r} is neither a folder nor a zip file that can be read "
+                f"({error})."
+            ) from error
+        for member in members:
+            *folders, file = member.split("/")
+            shown = [name for name in (*folders, file) if name]
+            system = next((n for n in shown if n in SYSTEM_FOLDERS), None)
+            if any(name.startswith(".") for name in shown):
+                continue
+            if system:
+                tree.left_out["/".join(shown[: shown.index(system) + 1])] = "system"
+                continue
+            if file:
+                tree.files[member] = member
+            parts = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
+            tree.folders.update(parts)
+        return tree
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]):
+        try:
+            status = os.stat(folder)
+            above = (*above, (status.st_dev, status.st_ino))
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            subfolders = [entry for entry in entries if entry.is_dir()]
+            for entry in entries:
+                if entry.name.startswith(".") or entry.is_dir():
+                    continue
+                if entry.is_file() or entry.is_symlink():
+                    self.files[prefix + entry.name] = entry.path
+                else:  # reading a pipe would wait for ever
+                    self.left_out[prefix + entry.name] = "no file"
+        except OSError as error:
+            raise UserError(
+                f"cannot read the folder {error.filename or folder!r}: "
+                f"{error.strerror}; make it readable for this user."
+            ) from error
+        names = {entry.name for entry in entries}
+        if prefix and names >= _OF_A_RUN:
+            for name in [name for name in self.files if name.startswith(prefix)]:
+                del self.files[name]
+            self.folders.discard(prefix[:-1])
+            self.left_out[prefix[:-1]] = "the workdir of a run"
+            return
+        for entry in subfolders:
+            name = prefix + entry.name
+            if entry.name in SYSTEM_FOLDERS:
+                self.left_out[name] = "system"
+            elif _identity(entry.path) in above:
+                self.left_out[name] = "a link to a folder that it is in"
+            elif not entry.name.startswith("."):
+                self.folders.add(name)
+                self._walk(entry.path, f"{name}/", above)
+
+    def find(self, name: str) -> list[str]:
+        """Relative paths of all files of a name."""
+        return sorted(p for p in self.files if p.rpartition("/")[2] == name)
+
+    def folders_with(self, name: str, other: str) -> list[str]:
+        """Folders that hold files of both names, as of `parent`."""
+        folders = map(parent, self.find(name))
+        return [folder for folder in folders if folder + other in self.files]
+
+    def images(self, prefix: str = "") -> list[str]:
+        """Relative paths of all images below a folder, "" or one that ends in "/"."""
+        return sorted(
+            p
+            for p in self.files
+            if p.startswith(prefix) and p.lower().endswith(SUFFIXES)
+        )
+
+    def lines(self, name: str) -> list[str]:
+        """The lines of a text file that are not empty.
+
+        Raises:
+          UserError: it cannot be read as UTF-8 text.
+        """
+        try:
+            text = pathlib.Path(self.files[name]).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {name} in {self.root}: {error}.") from error
+        return [line for line in text.splitlines() if line.strip()]
+
+    def rows(self, name: str, columns: int, *, skip: int = 0) -> list[list[str]]:
+        """Columns of a text file, split at white space.
+
+        Args:
+          name: relative path of the file.
+          columns: how many each row must have; the last may hold spaces.
+          skip: header lines to leave out.
+
+        Raises:
+          UserError: a row of another number of columns, or no rows.
+        """
+        rows = []
+        for number, line in enumerate(self.lines(name)[skip:], skip + 1):
+            row = line.split(maxsplit=columns - 1)
+            if len(row) != columns:
+                raise UserError(
+                    f"line {number} of {name} has {len(row)} columns, expected "
+                    f"{columns}: {line.strip()[:60]!r}; the file is damaged or is "
+                    "another one of the same name."
+                )
+            rows.append([cell.strip() for cell in row])
+        if not rows:
+            raise UserError(f"{name} in {self.root} is empty; take the original file.")
+        return rows
+
+
+def parent(path: str) -> str:
+    """The folder of a relative path, "" or with a slash at its end."""
+    head, slash, _ = path.rpartition("/")
+    return head + slash
+
+
+def suffixes_told(names: Iterable[str]) -> str:
+    """How many files have which suffix, the most first: "12 .heic, 3 .mp4"."""
+    counts: dict[str, int] = {}
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower() or "without a suffix"
+        counts[suffix] = counts.get(suffix, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {suffix}" for suffix, count in ordered[:6]]
+    rest = sum(count for _, count in ordered[6:])
+    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {path!r}: {error.strerror}; make it readable for "
+            "this user."
+        ) from error
+    return status.st_dev, status.st_ino
