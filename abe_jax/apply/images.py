@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from abe_jax.data.datasets.image_folder import SUFFIXES
+from abe_jax.data.decoding import SUFFIXES
 from abe_jax.errors import UserError
 
 Path: TypeAlias = str | os.PathLike[str]

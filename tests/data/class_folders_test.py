@@ -278,7 +278,8 @@ def test_a_damaged_member_of_a_zip_file_is_one_line(tmp_path):
         for file in sorted(folder.rglob("*.png")):
             archive.write(file, file.relative_to(folder))
     content = bytearray(path.read_bytes())
-    content[200:260] = b"\xff" * 60  # within the deflated bytes of the first
+    start = 30 + len("ash/0.png")  # of the deflated bytes
+    content[start : start + 9] = b"\xff" * 9
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot read ash/0.png in .*photos.zip: "):
         ImageFolder(path, 8)[0]
