@@ -4,11 +4,13 @@ python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import dataclasses
+import gc
 import importlib
 import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -120,6 +122,7 @@ def _main(argv: Sequence[str]) -> None:
         function(_CONFIG.value, _WORKDIR.value, **values)
     except train.Interrupted as interrupted:
         command_line.tell(interrupted)
+        _forget(interrupted)
         sys.exit(128 + interrupted.signal_number)
 
 
@@ -167,8 +170,17 @@ def _guarded_main(argv: Sequence[str]) -> None:
         _fail(UserError(ended), 1)
 
 
+def _forget(error: BaseException | None) -> None:
+    """Lets go of what the frames below hold: memory shared with workers is freed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+
+
 def _fail(error: UserError, status: int) -> NoReturn:
     command_line.tell(error)
+    _forget(error)
     if _several_processes():
         # Python's own way out would wait for the others, who wait for this one.
         sys.stdout.flush()

@@ -116,6 +116,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             stop=config.train.steps,
             reading=data.Reading.of_process(config.data, *processes.place()),
         )
+        stack.callback(batches.close)
         stop = stack.enter_context(_StopRequest(processes.Vote(mesh)))
         try:
             while True:

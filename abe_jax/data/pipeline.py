@@ -2,16 +2,19 @@
 
 One element of a Grain data set is a whole batch: the sampler says which images it
 holds, threads or worker processes decode them. Every process reads only its own part
-of the global batch. Nothing here imports jax: workers must not touch a device.
+of the global batch. Nothing here imports jax: workers must not touch a device. Who may
+not take the last batch closes what gives them: workers end with it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 import grain
 import numpy as np
 
+from abe_jax.data import workers
 from abe_jax.data.samplers import Sampler
 from abe_jax.errors import UserError
 
@@ -111,7 +114,7 @@ class Reading:
 
 def train_batches(
     subset: Subset, sampler: Sampler, *, start: int, stop: int, reading: Reading
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Batches of steps `start` to `stop - 1`, in order.
 
     Yields:
@@ -126,7 +129,7 @@ def train_batches(
 
 def evaluation_batches(
     subset: Subset, batch_size: int, reading: Reading
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every image of a part exactly once, in order; the last batch is padded.
 
     Yields:
@@ -143,9 +146,7 @@ def evaluation_batches(
 
 def _read(
     subset: Subset, rows: Callable[[int], np.ndarray], steps: range, reading: Reading
-) -> Iterator[Batch]:
-    if not steps:
-        return iter(())
+) -> Generator[Batch]:
     load = _LoadBatch(subset, subset.labels, rows, reading)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
     # A worker is one decoder; threads in it would only compete for its interpreter.
@@ -153,11 +154,25 @@ def _read(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     stream = batches.to_iter_dataset(options)
     if reading.num_workers:
-        workers = grain.MultiprocessingOptions(
+        number = grain.MultiprocessingOptions(
             num_workers=reading.num_workers, per_worker_buffer_size=2
         )
-        stream = stream.mp_prefetch(workers)
-    return iter(stream)
+        stream = stream.mp_prefetch(number, _start_worker)
+    if not steps:
+        return
+    iterator = iter(stream)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # ends the workers, and frees the memory shared with them
+
+
+def _start_worker(index: int, count: int) -> None:
+    del index, count
+    workers.follow_main_process()
+    # Clusters send it to all processes. The main one goes on for another step, and
+    # saves, and then closes this one.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

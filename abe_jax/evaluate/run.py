@@ -138,14 +138,16 @@ class Evaluator:
         reading = data.Reading.of_process(self._config.data, *processes.place())
         parts: list[np.ndarray] = []
         pending: jax.Array | None = None
-        for batch in data.evaluation_batches(subset, batch_size, reading):
-            check()
-            images = parallel.split_rows(batch["image"], self._mesh)
-            rows = self._embed((state.params, state.model_state), images)
-            # Fetched a batch late, so that the device always has work.
-            if pending is not None:
-                parts.append(processes.gather_rows(pending))
-            pending = rows
+        batches = data.evaluation_batches(subset, batch_size, reading)
+        with contextlib.closing(batches):
+            for batch in batches:
+                check()
+                images = parallel.split_rows(batch["image"], self._mesh)
+                rows = self._embed((state.params, state.model_state), images)
+                # Fetched a batch late, so that the device always has work.
+                if pending is not None:
+                    parts.append(processes.gather_rows(pending))
+                pending = rows
         if pending is not None:
             parts.append(processes.gather_rows(pending))
         # The images come in order; only the end of the last batch is padding.

@@ -7,15 +7,13 @@ import dataclasses
 import hashlib
 import io
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import process as process_pool
 
 from PIL import Image
 
+from abe_jax.data import workers
 from abe_jax.data.datasets.listing import Box, Record
 from abe_jax.data.decoding import FORMATS, RelativeBox, orientation, reason, to_rgb
 from abe_jax.errors import UserError
@@ -142,7 +140,7 @@ def encode_files(
         num_processes,
         # A fork would copy the locks of threads that run here.
         multiprocessing.get_context("spawn"),
-        initializer=_follow_main_process,
+        initializer=workers.follow_main_process,
     )
     waiting = collections.deque()
     try:
@@ -170,19 +168,6 @@ def _encode_chunk(records: Sequence[Record], storing: Storing) -> list[Encoded |
         # Damaged EXIF or TIFF tags do not make an image unusable.
         warnings.simplefilter("ignore", UserWarning)
         return [encode_file(record, storing) for record in records]
-
-
-def _follow_main_process() -> None:
-    """Leaves Ctrl-C to the main process, and ends when that is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main = multiprocessing.parent_process()
-    assert main is not None
-
-    def watch() -> None:
-        main.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check_size(size: tuple[int, int]) -> None:

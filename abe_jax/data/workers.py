@@ -1,0 +1,22 @@
+"""What a process that works for the main one does with signals, and without it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+
+def follow_main_process() -> None:
+    """Leaves Ctrl-C to the main process, and ends when that is gone.
+
+    For the first lines of a process that `multiprocessing` started.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    assert main is not None
+
+    def watch() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

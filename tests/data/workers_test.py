@@ -1,0 +1,127 @@
+"""Decoding processes end with the main one, and leave no shared memory behind."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command_line import ROOT, SMALL, start
+
+# Reads batches through two workers, until it is interrupted.
+READS = """
+import contextlib
+import numpy as np
+from absl import flags
+from abe_jax import data
+from abe_jax.data import pipeline, samplers
+
+class Source:
+    labels = np.repeat(np.arange(8, dtype=np.int32), 8)
+    class_names = tuple("abcdefgh")
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return np.full((64, 64, 3), index, np.uint8)
+
+def main():
+    flags.FLAGS.mark_as_parsed()
+    subset = pipeline.Subset(Source(), np.arange(64))
+    sampler = samplers.create(
+        subset.labels, name="classes", batch_size=16, images_per_class=4, seed=0
+    )
+    reading = data.Reading(num_workers=2)
+    batches = data.train_batches(
+        subset, sampler, start=0, stop=10**9, reading=reading
+    )
+    with contextlib.closing(batches), contextlib.suppress(KeyboardInterrupt):
+        for _ in range(8):
+            next(batches)
+        print("reading", flush=True)
+        while True:
+            next(batches)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@contextlib.contextmanager
+def reading(tmp_path):
+    """The process above, in a session of its own, once both workers have given."""
+    program = tmp_path / "program.py"
+    program.write_text(READS)
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "reading\n"
+        assert len(members(process.pid)) == 4  # main, two workers, Python's tracker
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def members(session):
+    """Numbers of the processes of a session that have not ended."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, of = path.read_text().rpartition(")")[2].split()[:4]
+            if int(of) == session and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
+    with reading(tmp_path) as process:
+        process.kill()
+        until = time.monotonic() + 20
+        while members(process.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert members(process.pid) == []
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, to_all):
+    """To all processes, as a terminal sends it, and to the main process alone."""
+    with reading(tmp_path) as process:
+        (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=40)
+        assert (process.returncode, errors) == (0, "")
+        assert members(process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_with_workers_is_interrupted_in_one_line(tmp_path, number):
+    arguments = (*SMALL, "--config.train.steps=100000", "--config.data.num_workers=2")
+    arguments += ("--config.train.eval_every=100000", f"--workdir={tmp_path}")
+    process = start(*arguments, start_new_session=True)
+    try:
+        metrics = tmp_path / "metrics.jsonl"
+        while not (metrics.exists() and '"train/loss"' in metrics.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number
+    assert "run the same command to go on" in errors.splitlines()[-1]
+    for word in ("Traceback", "leaked", "Exception"):
+        assert word not in errors
+    assert members(process.pid) == []
