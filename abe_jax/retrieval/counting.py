@@ -2,9 +2,9 @@
 
 Counted twice: the negatives surely at or above a positive and those perhaps at or
 above it, with a rigorous bound on the float32 product's error between the two.
-`abe_jax.retrieval` counts the few queries whose metrics the bound leaves open once
-more, in exact arithmetic. So block sizes, devices and the product's precision
-change the time, never a count.
+`recount` counts the few queries whose metrics the bound leaves open once more, in
+exact arithmetic. So block sizes, devices and the product's precision change the
+time, never a count.
 """
 
 import math
@@ -19,7 +19,6 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval.exact import recount_exactly
 from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
 from abe_jax.retrieval.rows import READ_ROWS, Side
 
@@ -29,36 +28,6 @@ _PRECISION_ERROR = {
     lax.Precision.HIGH: 2.0**-14,
     lax.Precision.DEFAULT: 2.0**-7,
 }
-
-
-def count_exactly(
-    left: Side,
-    gallery: Side,
-    symmetric: bool,
-    wanted: np.ndarray,
-    ks: tuple[int, ...],
-    plan: Plan,
-) -> np.ndarray:
-    """Negatives at or above each positive, [n, R] int32.
-
-    Exact wherever a metric depends on it; elsewhere only what the metric concludes
-    from it is.
-    """
-    assert left.positives is not None
-    surely, perhaps = count_negatives(left, None if symmetric else gallery, plan)
-    width = left.positives.shape[1]
-    r = np.arange(1, width + 1)
-    # A positive surely beyond rank R adds nothing to MAP@R, wherever it stands.
-    relevant = (r + surely <= wanted[:, None]) & (r <= wanted[:, None])
-    relevant &= surely != perhaps
-    for k in ks:
-        relevant[:, 0] |= (surely[:, 0] < k) & (perhaps[:, 0] >= k)
-    relevant[wanted <= 0] = False
-    rows = np.flatnonzero(relevant.any(axis=1))
-    if len(rows):
-        exact = recount_exactly(left, gallery, rows, relevant[rows])
-        surely[rows] = np.where(relevant[rows], exact, surely[rows])
-    return surely
 
 
 def count_negatives(
@@ -136,14 +105,14 @@ def _bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Products surely at or above each positive, and perhaps: two [R, n] float32."""
     assert side.positives is not None
-    exact = side.positives.T.astype(np.float64)
+    sims = side.positives.T
     # The bound for a sum of products in any order (gamma_n), products that
-    # underflow, and two roundings to float32.
+    # underflow, two roundings to float32, and the error of float64 beside them.
     unit = (side.rows.dim + 16) * 2.0**-24 + _PRECISION_ERROR[precision]
     error = side.rows.norms[side.order] * longest * unit + side.rows.dim * 1.2e-38
-    upper = np.nextafter((exact + error).astype(np.float32), np.float32(np.inf))
-    lower = np.nextafter((exact - error).astype(np.float32), np.float32(-np.inf))
-    lower[np.isinf(exact)] = np.inf
+    upper = np.nextafter((sims + error).astype(np.float32), np.float32(np.inf))
+    lower = np.nextafter((sims - error).astype(np.float32), np.float32(-np.inf))
+    lower[np.isinf(sims)] = np.inf
     return upper, lower
 
 
@@ -156,7 +125,13 @@ def _load(
     triangle: bool,
     plan: Plan,
 ) -> tuple[jax.Array, ...]:
-    """Puts a chunk on the devices, filled up to whole tiles with label -1."""
+    """Puts a chunk on the devices, filled up to whole tiles.
+
+    Returns:
+      rows [size, D]; their marks [size, 1 or 2] int32, labels and groups, -1 in the
+      filling; the least and the largest mark of each tile [blocks, 1 or 2, 2]; how many
+      positives a tile asks for [blocks]; and the two bounds [R, size].
+    """
     number = stop - start
     blocks = -(-number // tile)
     blocks = blocks | 1 if triangle else blocks
@@ -166,10 +141,13 @@ def _load(
     for at in range(0, number, READ_ROWS):
         part = order[at : at + READ_ROWS]
         rows[at : at + len(part)] = side.rows.take(part)
-    labels = np.full(size, -1, np.int32)
-    labels[:number] = side.labels[start:stop]
-    ranges = labels.reshape(blocks, tile)
-    ranges = np.stack([ranges.min(axis=1), ranges.max(axis=1)], axis=1)
+    kinds = [x[start:stop] for x in (side.labels, side.groups) if x is not None]
+    marks = np.full((size, len(kinds)), -1, np.int32)
+    marks[:number] = np.stack(kinds, axis=1)
+    tiles = marks.reshape(blocks, tile, len(kinds))
+    least = np.where(tiles < 0, np.iinfo(np.int32).max, tiles).min(axis=1)
+    ranges = np.stack([least, tiles.max(axis=1)], axis=2)
+    ranges[tiles[:, -1, 0] < 0, 0] = 0, np.iinfo(np.int32).max  # filling meets all
     # A power of two, so that few programs are compiled; `asked` ends the loops.
     width = 0 if bounds is None else len(bounds[0])
     shape = (1 << max(0, width - 1).bit_length(), size)
@@ -185,7 +163,7 @@ def _load(
         .max(axis=1)
         .astype(np.int32)
     )
-    return tuple(plan.put(x) for x in (rows, labels, ranges, asked, upper, lower))
+    return tuple(plan.put(x) for x in (rows, marks, ranges, asked, upper, lower))
 
 
 def _count_pair(
@@ -236,45 +214,46 @@ def _counter(
         return lax.dynamic_slice_in_dim(x, block * tile, tile, axis)
 
     def step(index: Any, row_total: Any, column_total: Any, a: Any, b: Any):
-        rows_a, labels_a, ranges_a, asked_a, upper_a, lower_a = a
-        rows_b, labels_b, ranges_b, asked_b, upper_b, lower_b = b
+        rows_a, marks_a, ranges_a, asked_a, upper_a, lower_a = a
+        rows_b, marks_b, ranges_b, asked_b, upper_b, lower_b = b
         blocks_a, blocks_b = ranges_a.shape[0], ranges_b.shape[0]
-        device = lax.axis_index(AXIS) if len(devices) > 1 else 0
+        device = lax.axis_index(AXIS) if len(devices) > 1 else np.int32(0)
         i = index * len(devices) + device
         # In the triangle each row takes the half of the tiles that follow it,
         # around the end: every pair once, the same work for every row.
         trips = (blocks_a + 1) // 2 if triangle else blocks_b
-        trips = jnp.where(i < blocks_a, trips, 0)
-        i = jnp.minimum(i, blocks_a - 1)
-        left, label = cut(rows_a, i, 0), cut(labels_a, i, 0)
+        trips = jnp.where(i < blocks_a, np.int32(trips), np.int32(0))
+        i = jnp.minimum(i, np.int32(blocks_a - 1))
+        left, mark = cut(rows_a, i, 0), cut(marks_a, i, 0)
 
         def body(offset: jax.Array, totals: Any):
             row_total, column_total = totals
             j = (i + offset) % blocks_b if triangle else offset
-            right, other = cut(rows_b, j, 0), cut(labels_b, j, 0)
+            right, other = cut(rows_b, j, 0), cut(marks_b, j, 0)
             sims = product(left, right, precision)
-            # Tiles whose labels cannot meet need no mask. A loop of one turn or none
-            # works in place, where `lax.cond` copies the tile; the barrier keeps XLA
-            # from making the mask for every tile, before the loop.
-            meet = (ranges_a[i, 0] <= ranges_b[j, 1]) & (
-                ranges_b[j, 0] <= ranges_a[i, 1]
-            )
-            meet = meet | (ranges_a[i, 0] < 0) | (ranges_b[j, 0] < 0)
+            # Tiles whose labels and groups cannot meet need no mask. A loop of one turn
+            # or none works in place, where `lax.cond` copies the tile; the barrier
+            # keeps XLA from making the mask for every tile, before the loop.
+            least_a, most_a = ranges_a[i, :, 0], ranges_a[i, :, 1]
+            least_b, most_b = ranges_b[j, :, 0], ranges_b[j, :, 1]
+            meet = ((least_a <= most_b) & (least_b <= most_a)).any()
 
             def masked(turn: jax.Array, sims: jax.Array) -> jax.Array:
-                here, _ = lax.optimization_barrier((label, turn))
+                here, _ = lax.optimization_barrier((mark, turn))
                 return _only_negatives(sims, here, other)
 
-            sims = lax.fori_loop(0, meet.astype(jnp.int32), masked, sims)
+            sims = lax.fori_loop(np.int32(0), meet.astype(jnp.int32), masked, sims)
             row_total = count(sims, row_total, upper_a, lower_a, asked_a[i], i, 1)
             if columns:
                 asked = asked_b[j]
                 if triangle:
-                    asked = jnp.where(offset == 0, 0, asked)
+                    asked = jnp.where(offset == 0, jnp.int32(0), asked)
                 column_total = count(sims, column_total, upper_b, lower_b, asked, j, 0)
             return row_total, column_total
 
-        totals = lax.fori_loop(0, trips, body, (row_total[0], column_total[0]))
+        totals = lax.fori_loop(
+            np.int32(0), trips, body, (row_total[0], column_total[0])
+        )
         return totals[0][None], totals[1][None], totals[0][None, 0, 0, :1]
 
     if len(devices) > 1:
@@ -290,8 +269,10 @@ def _counter(
 
 
 def _only_negatives(sims: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    keep = (left[:, None] != right[None, :]) & (left[:, None] >= 0)
-    return jnp.where(keep & (right[None, :] >= 0), sims, -jnp.inf)
+    keep = (left[:, None, 0] >= 0) & (right[None, :, 0] >= 0)
+    for kind in range(left.shape[1]):
+        keep = keep & (left[:, None, kind] != right[None, :, kind])
+    return jnp.where(keep, sims, -jnp.inf)
 
 
 def _count_tile(
@@ -322,7 +303,7 @@ def _count_tile(
             # keeps no marks in memory.
             strips = jnp.split(sims, tile // LANES, axis=1)
             marks = (mark(strip, sure[:, None], maybe[:, None]) for strip in strips)
-            packed = reduce(jnp.add, marks).sum(axis=1)
+            packed = reduce(jnp.add, marks).sum(axis=1, dtype=jnp.int32)
         elif on_cpu:
             packed = lax.scan(
                 lambda c, row: (c + mark(row, sure, maybe), None),
@@ -331,9 +312,10 @@ def _count_tile(
             )[0]
         else:
             sure, maybe = (jnp.expand_dims(x, axis) for x in (sure, maybe))
-            packed = mark(sims, sure, maybe).sum(axis=axis)
+            packed = mark(sims, sure, maybe).sum(axis=axis, dtype=jnp.int32)
         both = jnp.stack([packed >> 16, packed & 0xFFFF], axis=1)[None]
-        old = lax.dynamic_slice(total, (r, start, 0), (1, tile, 2))
-        return lax.dynamic_update_slice(total, old + both, (r, start, 0))
+        place = (r, start, np.int32(0))
+        old = lax.dynamic_slice(total, place, (1, tile, 2))
+        return lax.dynamic_update_slice(total, old + both, place)
 
-    return lax.fori_loop(0, asked, body, total)
+    return lax.fori_loop(np.int32(0), asked, body, total)

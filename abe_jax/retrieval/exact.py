@@ -1,165 +1,139 @@
-"""Exact similarities on the host: what decides in `abe_jax.retrieval`.
+"""Inner products on the host: in float64, and exact where that leaves a tie open.
 
-A float32 matrix product gives bit-identical rows different last digits in
-different places, so it cannot settle a tie. Here the similarity of two rows IS
-their exact inner product, rounded to float32. float64 products with an error
-bound give it nearly always; where the bound leaves two roundings open, an exact
-sum decides.
+The similarity of two rows IS their exact inner product, rounded once to float64. A
+plain float64 product errs by up to its dimension in last digits; two similarities
+that lie closer than that are computed exactly.
+
+Exactly, and at the speed of matrix products: each row is cut into slices of a few bits,
+whole numbers so small that a matrix product of two slices has no rounding in float64
+(the first step of Ozaki's scheme: Ozaki et al., Numerical Algorithms 59, 2012).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from abe_jax.retrieval.rows import READ_ROWS, Rows, Side
 
-
-def exact_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Exact inner products of row pairs, rounded to float32: [n]."""
-    # A product of two float32 is exact in float64, so only the sum can err.
-    products = a.astype(np.float64) * b
-    sums = products.sum(axis=1)
-    error = np.abs(products).sum(axis=1) * (a.shape[1] * 2.0**-52)
-    result = (sums - error).astype(np.float32)
-    for i in np.flatnonzero(result != (sums + error).astype(np.float32)):
-        result[i] = np.float32(math.fsum(products[i]))
-    return result
-
-
-def _float64_error(norms: np.ndarray, longest: float, dim: int) -> np.ndarray:
+def float64_error(norms: np.ndarray, longest: float, dim: int) -> np.ndarray:
+    """Bounds the error of float64 products of rows with rows up to `longest`."""
     return norms * (longest * (dim + 2) * 2.0**-52)
 
 
-def positive_similarities(
-    queries: Rows,
-    gallery: Rows,
-    members: Callable[[int], np.ndarray],
-    rows: np.ndarray,
-    labels: np.ndarray,
-    width: int,
-    leave_out_self: bool,
-) -> np.ndarray:
-    """Similarities of queries to their positives, largest first.
+def exact_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Similarities of all pairs of rows.
 
     Args:
-      queries, gallery: the embeddings.
-      members: gives the gallery rows of a label.
-      rows: query rows [n] int, those of one label side by side.
-      labels: their labels [n] int.
-      width: how many of each query's best positives to keep.
-      leave_out_self: whether query i is gallery row i.
+      a: [..., n, D] float32.
+      b: [..., m, D] float32.
 
     Returns:
-      [n, width] float32, filled up with +inf where there are fewer.
+      [..., n, m] float64, each the exact inner product, rounded once.
     """
-    result = np.full((len(rows), width), np.inf, np.float32)
-    for begin, count, found in _runs(labels, members):
-        part = rows[begin : begin + found.shape[0] * count]
-        part = part.reshape(found.shape[0], count)
-        size = found.shape[1]
-        if size <= int(leave_out_self):
-            continue
-        b = gallery.take(found)
-        b64 = b.astype(np.float64)
-        same = leave_out_self and np.array_equal(part, found)
-        a, a64 = (b, b64) if same else (queries.take(part), None)
-        step = max(1, 2**22 // (size * len(part)))
-        for first in range(0, count, step):
-            some = part[:, first : first + step]
-            left = a[:, first : first + step]
-            left64 = (
-                left.astype(np.float64) if a64 is None else a64[:, first : first + step]
-            )
-            sims = np.matmul(left64, b64.transpose(0, 2, 1))
-            error = _float64_error(
-                queries.norms[some], gallery.norms[found].max(), queries.dim
-            )[:, :, None]
-            rounded = (sims - error).astype(np.float32)
-            open_ = np.nonzero(rounded != (sims + error).astype(np.float32))
-            for at in range(0, len(open_[0]), READ_ROWS):
-                g, q, p = (index[at : at + READ_ROWS] for index in open_)
-                rounded[g, q, p] = exact_pairs(left[g, q], b[g, p])
-            if leave_out_self:
-                rounded[some[:, :, None] == found[:, None, :]] = -np.inf
-            positives = min(size - int(leave_out_self), width)
-            if width == 1:
-                best = rounded.max(axis=2, keepdims=True)
-            else:
-                best = -np.sort(-rounded, axis=2)[:, :, :positives]
-            where = begin + np.arange(len(part))[:, None] * count
-            where = where + np.arange(first, first + some.shape[1])
-            result[where, : best.shape[2]] = best
-    return result
+    left, right = _distinct(a), _distinct(b)
+    if left is not None or right is not None:
+        # Equal rows, of which a collapsed network gives many, are multiplied once.
+        chosen, rows = left or (a, slice(None))
+        others, columns = right or (b, slice(None))
+        return exact_products(chosen, others)[rows][:, columns]
+    return _products(a, b, lambda x, y: np.matmul(x, np.swapaxes(y, -1, -2)), True)
 
 
-def _runs(
-    labels: np.ndarray, members: Callable[[int], np.ndarray]
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Runs of labels alike in size: (first row, rows a label, [labels, members])."""
-    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
-    counts = np.diff(np.r_[starts, len(labels)])
-    run: list[np.ndarray] = []
-    begin = 0
-    for i, start in enumerate(starts):
-        found = members(int(labels[start]))
-        if run and (
-            counts[i] != counts[i - 1]
-            or len(found) != len(run[0])
-            or len(run) * max(counts[i], len(found)) >= READ_ROWS
-        ):
-            yield begin, int(counts[i - 1]), np.stack(run)
-            run, begin = [], int(start)
-        run.append(found)
-    yield begin, int(counts[-1]), np.stack(run)
+def exact_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Similarities of a[i] and b[i], both [n, D] float32: [n] float64."""
+    return _products(a, b, lambda x, y: np.einsum("nd,nd->n", x, y), False)
 
 
-def recount_exactly(
-    left: Side, right: Side, open_rows: np.ndarray, relevant: np.ndarray
-) -> np.ndarray:
-    """Counts negatives at or above positives in exact arithmetic, on the host.
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The different rows and which of them each row is; None if too few are equal."""
+    if rows.ndim != 2 or len(rows) < 2:
+        return None
+    keys = hash_rows(rows)
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) > len(rows) // 2 or not np.array_equal(rows, rows[first[which]]):
+        return None
+    return rows[first], which
 
-    Args:
-      left, right: queries and gallery.
-      open_rows: [u] int, places in the order of `left`.
-      relevant: [u, R] bool, which positives to count for.
 
-    Returns:
-      [u, R] int32, zero where not relevant.
-    """
-    assert left.positives is not None
-    positives = left.positives[open_rows]
-    # float32 values round to a positive or above from half a step below it on.
-    below = np.nextafter(positives, np.float32(-np.inf)).astype(np.float64)
-    edges = np.where(relevant, (positives.astype(np.float64) + below) / 2, np.inf)
-    error = _float64_error(
-        left.rows.norms[left.order[open_rows]],
-        float(right.rows.norms.max()),
-        left.rows.dim,
+def hash_rows(rows: np.ndarray) -> np.ndarray:
+    """Numbers [n] uint64 of rows [n, D] float32: equal ones for equal rows."""
+    words = (rows + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
+    factors = np.random.default_rng(0).integers(
+        1, 2**63, rows.shape[1], dtype=np.uint64
     )
-    counts = np.zeros(relevant.shape, np.int32)
-    lowest = edges.min(axis=1) - error
-    for start in range(0, len(right.order), READ_ROWS // 2):
-        part = right.order[start : start + READ_ROWS // 2]
-        gallery = right.rows.take(part)
-        gallery64 = gallery.astype(np.float64).T
-        labels = right.labels[start : start + READ_ROWS // 2]
-        for at in range(0, len(open_rows), 512):
-            some = slice(at, at + 512)
-            queries = left.rows.take(left.order[open_rows[some]])
-            sims = queries.astype(np.float64) @ gallery64
-            own = left.labels[open_rows[some]]
-            near = (sims >= lowest[some, None]) & (own[:, None] != labels[None, :])
-            q, g = np.nonzero(near)
-            values, margin = sims[q, g], error[some][q]
-            for r in np.flatnonzero(relevant[some].any(axis=0)):
-                distance = values - edges[some][q, r]
-                above = distance > margin
-                unsure = np.flatnonzero(np.abs(distance) <= margin)
-                if len(unsure):
-                    exact = exact_pairs(queries[q[unsure]], gallery[g[unsure]])
-                    above[unsure] = exact >= positives[some][q[unsure], r]
-                counts[some, r] += np.bincount(q[above], minlength=len(queries)).astype(
-                    np.int32
-                )
-    return counts
+    return (words * (factors | np.uint64(1))).sum(axis=1, dtype=np.uint64)
+
+
+def _products(
+    a: np.ndarray, b: np.ndarray, multiply: Callable[..., np.ndarray], outer: bool
+) -> np.ndarray:
+    # Sums of up to 16 products of slices stay below 2^53.
+    bits = (51 - math.ceil(math.log2(a.shape[-1]))) // 2
+    (left, scale), (right, right_scale) = _slices(a, bits), _slices(b, bits)
+    if outer:
+        scale = scale[..., :, None] * right_scale[..., None, :]
+    else:
+        scale = scale * right_scale
+    if not (left and right):
+        return np.zeros(scale.shape)
+    digits = [np.zeros(scale.shape) for _ in range(len(left) + len(right) - 1)]
+    for i, x in enumerate(left):
+        for j, y in enumerate(right):
+            digits[i + j] += multiply(x, y)
+    flat = [digit.reshape(-1) for digit in digits]
+    # So many at a time stay in the cache.
+    parts = [slice(at, at + 2**17) for at in range(0, scale.size, 2**17)]
+    total = np.concatenate(
+        [_rounded_sum([x[part] for x in flat], bits) for part in parts]
+    )
+    return total.reshape(scale.shape) * scale
+
+
+def _slices(rows: np.ndarray, bits: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Cuts rows into whole numbers of so many bits, the leading ones first.
+
+    Returns:
+      float64 arrays s_0, s_1, ... of the shape of `rows`, as many as it takes, and the
+      rows' scales c, powers of two: rows = c (s_0 + s_1 2^-bits + s_2 2^-(2 bits) ...).
+    """
+    _, exponent = np.frexp(np.abs(rows).max(axis=-1))
+    scale = np.ldexp(1.0, exponent - (bits - 1))
+    rest = rows / scale[..., None]
+    slices = []
+    while rest.any():
+        slices.append(np.rint(rest))
+        rest = (rest - slices[-1]) * 2.0**bits
+    return slices, scale
+
+
+def _rounded_sum(digits: list[np.ndarray], bits: int) -> np.ndarray:
+    """The sum of digits[i] 2^(-i bits), whole numbers below 2^53, rounded once."""
+    for i in range(len(digits) - 1, 0, -1):  # carry: all but the first become small
+        carry = np.rint(digits[i] * 2.0**-bits)
+        digits[i] = digits[i] - carry * 2.0**bits
+        digits[i - 1] = digits[i - 1] + carry
+    terms = [digit * 2.0 ** (-i * bits) for i, digit in enumerate(digits)]
+    if len(terms) == 1:
+        return terms[0]
+    high, low = _two_sum(terms[0], terms[1])
+    rest, slack = low, np.abs(low)
+    for term in reversed(terms[2:]):
+        rest, slack = rest + term, slack + np.abs(term)
+    total, error = _two_sum(high, rest)
+    # Rounding `rest` can matter only where the sum ends beside a midpoint of two
+    # float64, which is half their spacing away, or a quarter below a power of two.
+    exponents = total.view(np.uint64) & np.uint64(0x7FF0000000000000)
+    spacing, slack = exponents.view(np.float64) * 2.0**-52, slack * 2.0**-50
+    error = np.abs(error)
+    open_ = np.minimum(np.abs(error - spacing / 2), np.abs(error - spacing / 4)) < slack
+    open_ |= slack > spacing / 8
+    for place in zip(*np.nonzero(open_), strict=True):
+        total[place] = math.fsum(float(term[place]) for term in terms)
+    return total
+
+
+def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a + b, rounded, and what rounding left out (Knuth)."""
+    total = a + b
+    virtual = total - a
+    return total, (a - (total - virtual)) + (b - virtual)

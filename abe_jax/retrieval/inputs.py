@@ -1,4 +1,4 @@
-"""What `abe_jax.retrieval` takes, checked: embeddings, labels and numbers."""
+"""What `abe_jax.retrieval` takes, checked: rows that fit each other, and numbers."""
 
 import operator
 from typing import Any
@@ -6,34 +6,6 @@ from typing import Any
 import numpy as np
 
 from abe_jax.retrieval.rows import Rows
-
-
-def number_labels(y: np.ndarray, gy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as numbers from 0: those of small classes first, alike sizes together."""
-    _, both = np.unique(np.concatenate([y, gy]), return_inverse=True)
-    a, b = both[: len(y)], both[len(y) :]
-    number = int(both.max()) + 1
-    order = np.lexsort(
-        (np.bincount(a, minlength=number), np.bincount(b, minlength=number))
-    )
-    rank = np.empty(number, np.int32)
-    rank[order] = np.arange(number, dtype=np.int32)
-    return rank[a], rank[b]
-
-
-def labels_of(values: Any, name: str, number: int) -> np.ndarray:
-    """Labels as an array `[number]` of integers or strings; else a ValueError."""
-    array = np.asarray(values)
-    if array.shape != (number,):
-        raise ValueError(
-            f"{name} has shape {array.shape}; it must be ({number},), one label for "
-            "each embedding."
-        )
-    if array.dtype.kind not in "iubUS":
-        raise ValueError(
-            f"{name} is of type {array.dtype}; labels must be integers or strings."
-        )
-    return array
 
 
 def own_rows_of(values: Any | None, queries: int, gallery: int) -> np.ndarray | None:
@@ -82,3 +54,31 @@ def whole(value: Any, name: str) -> int:
     if number < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on.")
     return number
+
+
+def ks_of(values: Any) -> tuple[int, ...]:
+    """The K of Recall@K, each once, from any iterable; else a ValueError."""
+    if isinstance(values, str | bytes) or not np.iterable(values):
+        raise ValueError(
+            f"ks is {values!r}; it must hold numbers, as (1, 2, 4, 8) does."
+        )
+    ks = tuple(dict.fromkeys(whole(k, "each of ks") for k in values))
+    if not ks:
+        raise ValueError("ks is empty; it must hold numbers, as (1, 2, 4, 8) does.")
+    return ks
+
+
+def query_range_of(values: Any | None, number: int) -> tuple[int, int]:
+    """The queries that ask, (start, stop) within (0, number); else a ValueError."""
+    if values is None:
+        return 0, number
+    try:
+        start, stop = (operator.index(value) for value in values)
+    except (TypeError, ValueError):
+        start, stop = -1, -1
+    if not 0 <= start <= stop <= number:
+        raise ValueError(
+            f"query_range is {values!r}; it must be two whole numbers within (0, "
+            f"{number}), the first query and the one after the last."
+        )
+    return start, stop

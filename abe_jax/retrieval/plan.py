@@ -1,5 +1,6 @@
 """Where and in what portions a search runs, and its product of rows."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,11 +36,11 @@ class Plan:
     progress: Callable[[float], None] | None
 
     def part(self, begin: float, end: float) -> "Plan":
-        """The same plan for a part of the work, which tells its progress so."""
-        tell = self.progress
-        if tell is None:
+        """The same plan for a part of the work, whose progress is a part as well."""
+        report = self.progress
+        if report is None:
             return self
-        return replace(self, progress=lambda x: tell(begin + x * (end - begin)))
+        return replace(self, progress=lambda x: report(begin + x * (end - begin)))
 
     @property
     def mesh(self) -> Mesh:
@@ -49,6 +50,11 @@ class Plan:
     def widest_tile(self) -> int:
         """Rows and columns of a tile of similarities, at most: 4 MB, or 256 MB."""
         return 1024 if self.devices[0].platform == "cpu" else 8192
+
+    @property
+    def most_positives(self) -> int:
+        """Positives of a query up to which counting beats sorting on the host."""
+        return 256 if self.devices[0].platform == "cpu" else 8192
 
     def put(self, value: np.ndarray, spec: P = REPLICATED) -> jax.Array:
         if len(self.devices) == 1:
@@ -64,19 +70,23 @@ def make_plan(
     number: int,
 ) -> Plan:
     """Fills in the defaults; progress is then told a share instead of queries."""
-    chosen = tuple(jax.local_devices() if devices is None else devices)
-    if not chosen:
-        raise ValueError("devices is empty; give at least one, or None for all.")
+    try:
+        chosen = tuple(jax.local_devices() if devices is None else devices)
+    except TypeError:
+        chosen = ()
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise ValueError(
+            f"devices is {devices!r}; it must hold devices, as jax.devices() does, or "
+            "be None for all."
+        )
     if block_memory_mb is None:
         # The CPU reports nothing, and its memory is the caller's as well.
         stats = chosen[0].memory_stats() if chosen[0].platform != "cpu" else None
         memory = _CPU_MEMORY_MB * 2**20
         if stats and "bytes_limit" in stats:
             memory = (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / 2
-    elif block_memory_mb > 0:
-        memory = block_memory_mb * 2**20
     else:
-        raise ValueError(f"block_memory_mb is {block_memory_mb}; it must be above 0.")
+        memory = _mebibytes(block_memory_mb)
     try:
         level = lax.Precision(precision)
     except ValueError:
@@ -85,8 +95,23 @@ def make_plan(
         ) from None
     if progress is None:
         return Plan(chosen, memory, level, None)
-    tell = progress
-    return Plan(chosen, memory, level, lambda x: tell(round(x * number), number))
+    if not callable(progress):
+        raise ValueError(
+            f"progress is {progress!r}; it must be a function of (done, total)."
+        )
+    report = progress
+    return Plan(chosen, memory, level, lambda x: report(round(x * number), number))
+
+
+def _mebibytes(value: Any) -> float:
+    """The number of bytes; a ValueError if `block_memory_mb` is no number above 0."""
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"block_memory_mb is {value!r}; it must be a number above 0.")
+    return number * 2**20
 
 
 def product(left: jax.Array, right: jax.Array, precision: lax.Precision) -> jax.Array:

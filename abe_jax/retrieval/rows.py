@@ -75,11 +75,13 @@ class Side:
       rows: the embeddings.
       order: [n] int, which row stands at each place.
       labels: [n] int32, the labels in that order; from 0.
-      positives: [n, R] float32, what `positive_similarities` gives; None for a
+      groups: [n] int32, their groups where these leave negatives out, else None.
+      positives: [n, R] float64, what `positive_similarities` gives; None for a
         gallery that asks nothing.
     """
 
     rows: Rows
     order: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
     positives: np.ndarray | None = None

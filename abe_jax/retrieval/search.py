@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from abe_jax.retrieval.exact import hash_rows
 from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
 from abe_jax.retrieval.rows import READ_ROWS, Rows
 
@@ -190,35 +191,31 @@ def duplicates(rows: Rows) -> np.ndarray:
     keys = np.empty(rows.number, np.uint64)
     for start in range(0, rows.number, READ_ROWS):
         block = rows.block(start, start + READ_ROWS)
-        keys[start : start + READ_ROWS] = _hash(block[:, columns])
+        keys[start : start + READ_ROWS] = hash_rows(block[:, columns])
     maybe = _repeated(keys, first)
-    if len(maybe):
+    for start in range(0, len(maybe), READ_ROWS):
+        part = maybe[start : start + READ_ROWS]
+        keys[part] = hash_rows(rows.take(part))
+    maybe = _repeated(keys[maybe], maybe)
+    maybe = maybe[np.argsort(keys[maybe], kind="stable")]
+    while len(maybe):
+        # The hash only suggests; equality with the first row of each hash decides.
+        starts = np.flatnonzero(np.r_[True, keys[maybe][1:] != keys[maybe][:-1]])
+        heads = np.repeat(maybe[starts], np.diff(np.r_[starts, len(maybe)]))
+        equal = np.empty(len(maybe), bool)
         for start in range(0, len(maybe), READ_ROWS):
-            part = maybe[start : start + READ_ROWS]
-            keys[part] = _hash(rows.take(part))
-        maybe = _repeated(keys[maybe], maybe)
-    order = maybe[np.argsort(keys[maybe], kind="stable")]
-    head = -1
-    for row in order:
-        # The hash only suggests; equality decides.
-        if head >= 0 and keys[row] == keys[head]:
-            if np.array_equal(rows.block(row, row + 1), rows.block(head, head + 1)):
-                first[row] = head
-                continue
-        head = row
+            part = slice(start, start + READ_ROWS)
+            pair = rows.take(maybe[part]), rows.take(heads[part])
+            equal[part] = (pair[0] == pair[1]).all(axis=1)
+        first[maybe[equal]] = heads[equal]
+        maybe = maybe[~equal]
     return first
-
-
-def _hash(block: np.ndarray) -> np.ndarray:
-    words = (block + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
-    factors = np.random.default_rng(0).integers(
-        1, 2**63, block.shape[1], dtype=np.uint64
-    )
-    return (words * (factors | np.uint64(1))).sum(axis=1, dtype=np.uint64)
 
 
 def _repeated(keys: np.ndarray, index: np.ndarray) -> np.ndarray:
     """The index entries whose key occurs more than once."""
+    if not len(keys):
+        return index
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
     return np.sort(index[order[np.r_[False, same] | np.r_[same, False]]])
