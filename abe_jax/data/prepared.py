@@ -73,6 +73,8 @@ class PreparedRecords:
         self.stored_size = int(index["size"])
         short = self.stored_size
         self.storage = f"JPEG, {f'short side {short}' if short else 'original size'}"
+        if "quality" in index:  # earlier versions did not note it
+            self.storage += f", quality {int(index['quality'])}"
         self.num_skipped = int(index["num_skipped"])
         if box_crop and not index["has_boxes"]:
             raise UserError(
@@ -113,7 +115,7 @@ class PreparedRecords:
         Raises:
           UserError: the record cannot be read.
         """
-        parse, parse_error = _example_parser()
+        parse, parse_error = example_parser()
         try:
             example = parse(self._records[index])
             return example.features.feature["image"].bytes_list.value[0]
@@ -125,7 +127,7 @@ class PreparedRecords:
 
 
 @functools.cache
-def _example_parser() -> tuple[Callable[[bytes], Any], type[Exception]]:
+def example_parser() -> tuple[Callable[[bytes], Any], type[Exception]]:
     """What parses a record, and what it raises; TFDS is loaded where one is read."""
     from google.protobuf import message
     from tensorflow_datasets.proto import tf_example_pb2
@@ -179,4 +181,6 @@ def _open_shards(
 
 
 def _texts(lines: np.ndarray) -> list[str]:
-    return lines.tobytes().decode().split("\n")
+    text = lines.tobytes().decode("utf-8", "surrogateescape")
+    # Earlier versions wrote lines, without an end of the last.
+    return text[:-1].split("\0") if text.endswith("\0") else text.split("\n")

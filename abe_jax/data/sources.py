@@ -1,9 +1,11 @@
 """The images that a config names: generated, in a folder, or prepared."""
 
 import logging
+import pathlib
 
 from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
+from abe_jax.data.datasets.tree import locate
 from abe_jax.data.pipeline import ImageSource
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
@@ -29,8 +31,10 @@ def open_source(config) -> ImageSource:
         known = ", ".join(map(repr, DATASETS))
         raise UserError(f"data.name is {config.name!r}; known are {known}.")
     dataset = DATASETS[config.name]
-    if dataset.read and config.path and prepared.find(config.path, config.name):
-        return _open_prepared(config)
+    path = locate(config.path, "data.path") if config.path else None
+    folder = prepared.find(path, config.name) if dataset.read and path else None
+    if folder is not None:
+        return _open_prepared(config, folder)
     if dataset.open is None:
         place = f"{config.path!r} holds no" if config.path else "is not set; give a"
         raise UserError(
@@ -46,9 +50,7 @@ def open_source(config) -> ImageSource:
     return dataset.open(config)
 
 
-def _open_prepared(config) -> PreparedRecords:
-    folder = prepared.find(config.path, config.name)
-    assert folder is not None
+def _open_prepared(config, folder: pathlib.Path) -> PreparedRecords:
     records = PreparedRecords(
         folder, config.load_size, square=config.square, box_crop=config.box_crop
     )

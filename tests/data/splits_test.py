@@ -55,7 +55,7 @@ def test_a_prepared_folder_differs_in_its_pixels_only(data_dir, photos):
     made, unmade = (splits_of(p).description() for p in (data_dir, photos))
     assert made["fingerprint"] == unmade["fingerprint"]
     assert data.differences(unmade, made) == [
-        "pixels: image files as they are there, JPEG, short side 256 now"
+        "pixels: image files as they are there, JPEG, short side 256, quality 95 now"
     ]
 
 

@@ -9,7 +9,6 @@ folders of network drives, and workdirs of runs are left out.
 """
 
 import os
-import pathlib
 import zipfile
 
 import numpy as np
@@ -18,7 +17,7 @@ from abe_jax.data.datasets import copies
 from abe_jax.data.datasets.class_folders import arrange
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected, Listing, Record
-from abe_jax.data.datasets.tree import Tree
+from abe_jax.data.datasets.tree import Tree, locate
 from abe_jax.data.decoding import decode, reason, require_known_square
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
@@ -56,15 +55,15 @@ class ImageFolder:
           UserError: nothing there, the folder is not arranged by classes, or `square`
             is unknown.
         """
-        self.path = pathlib.Path(path)
+        self.path = locate(path, "data.path")
         self.size = size
         self._square = require_known_square(square)
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             raise UserError(
                 f"data.path {str(path)!r} does not exist; give a folder or a zip file "
                 "with one folder a class."
             )
-        tree = Tree.of_zip(path) if self.path.is_file() else Tree.of(path)
+        tree = Tree.of_zip(self.path) if self.path.is_file() else Tree.of(self.path)
         found = arrange(tree)
         self.prefix, self.names, self.roles = found.prefix, found.names, found.roles
         self.labels, self.class_names = found.labels, found.class_names

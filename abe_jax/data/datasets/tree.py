@@ -187,6 +187,30 @@ def parent(path: str) -> str:
     return head + slash
 
 
+def locate(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """The local file or folder that is meant; `~` is the home folder.
+
+    Args:
+      path: as the user gave it.
+      what: the flag or field it was given by.
+
+    Raises:
+      UserError: it is a remote path, such as gs://bucket/photos.
+    """
+    if "://" in os.fspath(path):
+        raise UserError(
+            f"{what}={os.fspath(path)} is a remote path; give a local one (a bucket "
+            "can be mounted as a folder)."
+        )
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def shown(name: str) -> str:
+    r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else rf"\x{ord(c):02x}" for c in text)
+
+
 def suffixes_told(names: Iterable[str]) -> str:
     """How many files have which suffix, the most first: "12 .heic, 3 .mp4"."""
     counts: dict[str, int] = {}

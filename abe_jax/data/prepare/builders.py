@@ -10,6 +10,7 @@ The builder is not registered: TFDS has a `cars196` of its own.
 
 import contextlib
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import dataset_info
 
+from abe_jax.data import prepared
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Listing, Record
 from abe_jax.data.prepare.encoding import Encoded, Storing, encode_files
@@ -34,6 +36,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       bad: name and reason of each image that could not be stored, once it was run.
       copies: number of files outside of the training split that are equal to one in
         it, once it was run.
+      digests: digest of each file that was stored, by its path, once it was run.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -67,6 +70,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = dataset.name  # pyright: ignore[reportAttributeAccessIssue]
         self.bad: list[tuple[str, str]] = []
         self.copies = 0
+        self.digests: dict[str, bytes] = {}
         self._dataset = dataset
         self._listing = listing
         self._storing = storing
@@ -75,6 +79,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._encoded = encode_files(listing.records, storing, num_processes)
         self._progress = progress
         self._labels = {name: i for i, name in enumerate(listing.class_names)}
+        self._checksums: list[int] = []  # of what was stored, as `_kept`
         self._kept: list[tuple[Record, Encoded]] = []
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -130,15 +135,17 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 continue
             top, left, bottom, right = result.box
             self._kept.append((record, Encoded(b"", result.box, result.digest)))
+            self._checksums.append(zlib.crc32(result.jpeg))
+            self.digests[record.path] = result.digest
             yield (
                 key,
                 {
                     "image": result.jpeg,
                     "label": self._labels[record.class_id],
-                    "original_id": record.class_id,
+                    "original_id": _bytes(record.class_id),
                     "box": tfds.features.BBox(top, left, bottom, right),
                     "role": record.role,
-                    "source_path": record.name,
+                    "source_path": _bytes(record.name),
                 },
             )
 
@@ -198,8 +205,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
     def _write_index(self, folder: pathlib.Path) -> None:
-        """Reads back how many records there are, and writes the index of them."""
-        shards, lengths = [], []
+        """Reads every record back, and writes the index of them."""
+        shards, lengths, checksums = [], [], {}
         for role, split in self.info.splits.items():
             assert split.filename_template is not None
             for number, length in enumerate(split.shard_lengths):
@@ -208,7 +215,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         shard_index=number, num_shards=None
                     )
                 )
-                if len(ArrayRecordDataSource([str(path)])) != length:
+                checksums[path.name] = _read_back(path)
+                if len(checksums[path.name]) != length:
                     raise UserError(
                         f"{path.name} was not written whole; is the disk full?"
                     )
@@ -220,6 +228,12 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(
                 f"{len(self._kept):,} records were written, but {sum(lengths):,} are "
                 "on the disk; is it full?"
+            )
+        stored = [c for i in order for c in checksums[shards[i][1]]]
+        if stored != self._checksums:
+            raise UserError(
+                f"what lies in {folder} is not what was written there; is the disk "
+                "damaged?"
             )
         records = [record for record, _ in self._kept]
         np.savez_compressed(
@@ -233,14 +247,39 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             shard=_lines([shards[i][1] for i in order]),
             shard_length=np.array([lengths[i] for i in order], np.int64),
             size=np.int64(0 if self._storing.keep_original else self._storing.size),
+            quality=np.int64(self._storing.quality),
             num_skipped=np.int64(len(self.bad)),
             has_boxes=np.bool_(any(r.box is not None for r in records)),
         )
 
 
+def _read_back(path: pathlib.Path) -> list[int]:
+    """Checksum of the image of each record of a file."""
+    parse, parse_error = prepared.example_parser()
+    checksums = []
+    try:
+        records = ArrayRecordDataSource([str(path)])
+        for start in range(0, len(records), 64):
+            numbers = range(start, min(start + 64, len(records)))
+            for record in records.__getitems__(numbers):
+                feature = parse(record).features.feature["image"]
+                checksums.append(zlib.crc32(feature.bytes_list.value[0]))
+    except (IndexError, parse_error, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot read back {path.name}, which was just written: {error}; is the "
+            "disk full or damaged?"
+        ) from error
+    return checksums
+
+
+def _bytes(text: str) -> bytes:
+    """A name as it is on the disk, which may be no UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _lines(texts: Sequence[str]) -> np.ndarray:
-    """Texts as bytes, one a line."""
-    return np.frombuffer("\n".join(texts).encode(), np.uint8)
+    """Texts as bytes, a NUL after each: names hold line breaks, but none of these."""
+    return np.frombuffer(_bytes("".join(f"{text}\0" for text in texts)), np.uint8)
 
 
 def _bad_text(bad: Sequence[tuple[str, str]], total: int) -> str:

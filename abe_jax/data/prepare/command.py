@@ -5,15 +5,13 @@ python -m abe_jax.prepare --dataset=cub200 --source=CUB_200_2011 --data_dir=data
 
 import contextlib
 import errno
-import fcntl
 import io
 import logging
 import os
 import pathlib
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tqdm
 from absl import app, flags
@@ -23,7 +21,8 @@ from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected
-from abe_jax.data.prepare import layouts
+from abe_jax.data.datasets.tree import locate, shown
+from abe_jax.data.prepare import layouts, origin, place
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 
@@ -100,18 +99,19 @@ def prepare(
             f"--size is {storing.size} and --quality {storing.quality}; a size of at "
             "least 16 and a quality of 1 to 100 are needed."
         )
-    source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
-    if not source.exists():
+    source, data_dir = locate(source, "--source"), locate(data_dir, "--data_dir")
+    if not os.path.exists(source):
         raise UserError(
             f"--source {str(source)!r} does not exist; give the folder or the archive "
             "with the data set."
         )
     folder = data_dir / dataset
+    place.refuse_nested(source, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with place.only_one(folder):
             if done := prepared.find(data_dir, dataset):
-                return _already_there(done, storing)
+                origin.refuse_other(done, source, storing)
+                return f"already prepared; nothing to do\n{_summary(done)}"
             return _write(
                 DATASETS[dataset],
                 source,
@@ -122,12 +122,12 @@ def prepare(
                 expected,
             )
     except OSError as error:
-        raise UserError(_disk_text(error, folder)) from error
+        raise UserError(place.disk_text(error, folder)) from error
     except RuntimeError as error:  # what the writer of ArrayRecords raises
         if "No space left" not in str(error) and "quota exceeded" not in str(error):
             raise
         full = OSError(errno.ENOSPC, str(error))
-        raise UserError(_disk_text(full, folder)) from error
+        raise UserError(place.disk_text(full, folder)) from error
 
 
 def _write(
@@ -142,10 +142,11 @@ def _write(
     from abe_jax.data.prepare import builders  # not above: --help needs no TFDS
 
     start = time.perf_counter()
-    _remove_unfinished(folder)
-    scratch = folder / "unpacked.incomplete"
+    final = folder / prepared.VERSION
+    place.refuse_existing(final)
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        work = stack.enter_context(place.unfinished(folder))
+        scratch = work / "unpacked"
         listing = layouts.read(dataset, source, scratch, expected)
         bar = stack.enter_context(
             tqdm.tqdm(total=len(listing.records), unit=" images", desc=dataset.name)
@@ -154,21 +155,24 @@ def _write(
             dataset,
             listing=listing,
             storing=storing,
-            data_dir=str(folder.parent),
+            data_dir=str(work),
             skip_bad=skip_bad,
             num_processes=num_processes,
             progress=bar.update,
         )
         # TFDS makes this folder, though nothing is downloaded, and prints.
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        builder.download_and_prepare(download_dir=str(scratch / "downloads"))
-    done = prepared.find(folder.parent, dataset.name)
-    assert done is not None
-    lines = [f"layout: {listing.layout}", _summary(done)]
-    if builder.bad:
-        text = "".join(f"{name}\t{reason}\n" for name, reason in builder.bad)
-        (done / "bad_files.txt").write_text(text)
-        lines += [f"left out: {name} ({reason})" for name, reason in builder.bad]
+        builder.download_and_prepare(download_dir=str(work / "downloads"))
+        made = prepared.find(work, dataset.name)
+        assert made is not None
+        bad = [(shown(name), reason) for name, reason in builder.bad]
+        if bad:
+            text = "".join(f"{name}\t{reason}\n" for name, reason in bad)
+            (made / "bad_files.txt").write_text(text)
+        origin.write(made, source, storing, builder.digests)
+        place.move(made, final)
+    lines = [f"layout: {listing.layout}", _summary(final)]
+    lines += [f"left out: {name} ({reason})" for name, reason in bad]
     if builder.copies:
         lines.append(
             f"{builder.copies:,} images outside of the training part are copies of "
@@ -191,57 +195,6 @@ def _summary(folder: pathlib.Path) -> str:
     if records.num_skipped:
         rows.append(f"{records.num_skipped} bad files were left out: bad_files.txt")
     return "\n".join(rows)
-
-
-def _already_there(folder: pathlib.Path, storing: Storing) -> str:
-    stored = prepared.PreparedRecords(folder, 1).stored_size
-    wanted = 0 if storing.keep_original else storing.size
-    if stored != wanted:
-        have, want = (
-            f"a short side of {size}" if size else "original sizes"
-            for size in (stored, wanted)
-        )
-        raise UserError(
-            f"{folder} is prepared with {have}, not with {want}; delete it or choose "
-            "another --data_dir."
-        )
-    return f"already prepared; nothing to do\n{_summary(folder)}"
-
-
-@contextlib.contextmanager
-def _only_one(folder: pathlib.Path) -> Iterator[None]:
-    """Refuses a second run on the same data set, as long as the first one lives."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is preparing {folder}; wait for it or end it."
-            ) from error
-        yield
-
-
-def _remove_unfinished(folder: pathlib.Path) -> None:
-    """Deletes what a run left behind that was killed."""
-    for path in folder.glob("*incomplete*"):
-        shutil.rmtree(path, ignore_errors=True)
-    final = folder / prepared.VERSION
-    if final.exists():  # without an index: not written by this program
-        raise UserError(
-            f"{final} exists but holds no {prepared.INDEX_FILE}; delete it or choose "
-            "another --data_dir."
-        )
-
-
-def _disk_text(error: OSError, folder: pathlib.Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder).free / 2**20
-        return (
-            f"the disk is full: {free:,.0f} MiB left in {folder}; nothing was kept. "
-            "Make room or choose another --data_dir, and run again."
-        )
-    where = error.filename or folder
-    return f"cannot read or write {str(where)!r}: {error.strerror or error}."
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -1,0 +1,116 @@
+"""What a data set was prepared from and how, so that a change of it is noticed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from abe_jax.data.datasets.tree import Tree
+from abe_jax.data.decoding import SUFFIXES
+from abe_jax.data.prepare.encoding import Storing
+from abe_jax.errors import UserError
+
+ORIGIN_FILE = "origin.json"
+
+
+def write(
+    folder: pathlib.Path,
+    source: pathlib.Path,
+    storing: Storing,
+    digests: Mapping[str, bytes],
+) -> None:
+    """Notes the size and, where it is known or quickly made, the digest of each file.
+
+    Args:
+      folder: of the prepared data set.
+      source: the folder or archive that it was made from.
+      storing: how images were stored.
+      digests: path of an image file -> as of `digest`.
+    """
+    files = {}
+    for name, path in _files(source).items():
+        known = digests.get(path)
+        if known is None and not name.lower().endswith(SUFFIXES):
+            known = digest(path)  # of annotations; no image that is not stored
+        files[name] = (os.path.getsize(path), None if known is None else known.hex())
+    content = {"storing": dataclasses.asdict(storing), "files": files}
+    (folder / ORIGIN_FILE).write_text(json.dumps(content))
+
+
+def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -> None:
+    """Refuses what a prepared data set was not made from, or not in this way.
+
+    Sets without a note, of earlier versions, are believed.
+
+    Raises:
+      UserError: files or the way of storing differ; the difference is shown.
+    """
+    path = folder / ORIGIN_FILE
+    if not path.exists():
+        return
+    try:
+        noted = json.loads(path.read_text())
+        there, files = Storing(**noted["storing"]), noted["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; delete {folder} and prepare it again."
+        ) from error
+    if there != storing:
+        raise UserError(
+            f"{folder} is prepared with {_words(there)}, not with {_words(storing)}; "
+            "delete it or choose another --data_dir."
+        )
+    found = _differences(files, _files(source), path.stat().st_mtime_ns)
+    if found:
+        raise UserError(
+            f"{folder} was not prepared from what {source} holds now: "
+            f"{'; '.join(found)}. Delete it or choose another --data_dir."
+        )
+
+
+def digest(path: str) -> bytes:
+    """Of the content of a file, 16 bytes; that of `encoding.Encoded.digest`."""
+    made = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            made.update(block)
+    return made.digest()
+
+
+def _differences(
+    noted: Mapping[str, tuple[int, str | None]], now: Mapping[str, str], time: int
+) -> list[str]:
+    def changed(name: str) -> bool:
+        size, known = noted[name]
+        status = os.stat(now[name])
+        if status.st_size != size:
+            return True
+        # Files that were only copied are newer, too.
+        newer = max(status.st_mtime_ns, status.st_ctime_ns) > time
+        return newer and known is not None and digest(now[name]).hex() != known
+
+    both = sorted(noted.keys() & now.keys())
+    found = [
+        ("new", sorted(now.keys() - noted.keys())),
+        ("gone", sorted(noted.keys() - now.keys())),
+        ("changed", list(filter(changed, both))),
+    ]
+    return [f"{len(names):,} {how}, {_few(names)}" for how, names in found if names]
+
+
+def _few(names: Iterable[str]) -> str:
+    first, *others = names
+    return repr(first) + (" ..." if others else "")
+
+
+def _files(source: pathlib.Path) -> dict[str, str]:
+    """Files of a folder by relative path; an archive, whatever its name, by ""."""
+    return Tree.of(source).files if source.is_dir() else {"": str(source)}
+
+
+def _words(storing: Storing) -> str:
+    short = f"a short side of {storing.size}"
+    size = "original sizes" if storing.keep_original else short
+    return f"{size} and quality {storing.quality}"

@@ -1,0 +1,337 @@
+"""Where `prepare` writes: nothing of a user's is deleted, nothing stale believed."""
+
+import os
+import pathlib
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from abe_jax import data
+from abe_jax.data import prepared
+from abe_jax.data.prepare import builders, command, place
+from abe_jax.data.prepare.encoding import Storing
+from abe_jax.errors import UserError
+from abe_jax.prepare import prepare
+from configs import default
+
+
+def make(root, classes=("ash", "elm", "fir", "oak"), images=2):
+    for number, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(images):
+            image = Image.new("RGB", (20, 16), (40 * number % 256, 60 * i, 77))
+            image.save(folder / f"{i}.jpg")
+    return root
+
+
+def contents(folder):
+    """Relative path -> bytes of all files, and the folders, of a folder."""
+    return {
+        p.relative_to(folder): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
+
+
+NAMES = st.sampled_from(
+    [
+        *("incomplete_ferns", "incomplete.AB12CD_1.0.0", "unpacked.incomplete"),
+        *("image_folder", "1.0.0", "downloads", "unfinished.abe_jax", "ash", "10"),
+        *("train", "a b", "neu\nzeile", "\udcff", "*", "[a]", "..ferns", "lock"),
+    ]
+)
+# Where the images are, and where they are to go, below one folder.
+PLACES = st.sampled_from([".", "d", "d/image_folder", "d/image_folder/1.0.0", "e/d"])
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Encodes and stores nothing, so that a hundred layouts take no time."""
+
+    class Builder:
+        bad, copies, digests = (), 0, {}
+
+        def __init__(self, dataset, *, data_dir, **_):
+            self.folder = pathlib.Path(data_dir) / dataset.name / prepared.VERSION
+
+        def download_and_prepare(self, *, download_dir):
+            pathlib.Path(download_dir).mkdir(parents=True)
+            self.folder.mkdir(parents=True)
+            (self.folder / prepared.INDEX_FILE).touch()
+
+    monkeypatch.setattr(builders, "RetrievalBuilder", Builder)
+    monkeypatch.setattr(command, "_summary", str)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    names=st.lists(NAMES, min_size=2, max_size=5, unique=True),
+    source=PLACES,
+    data_dir=PLACES,
+    others=st.dictionaries(
+        st.sampled_from(
+            [
+                *(".lock", "incomplete/x", "unfinished.abe_jax/x", "1.0.0/x", "x"),
+                *("unpacked.incomplete/x", "downloads/x", "incomplete.1_1.0.0/x"),
+            ]
+        ),
+        st.binary(max_size=3),
+    ),
+    again=st.booleans(),
+)
+def test_nothing_of_a_users_is_ever_deleted(
+    tmp_path_factory, at_once, names, source, data_dir, others, again
+):
+    root = tmp_path_factory.mktemp("disk")
+    for number, name in enumerate(names):
+        folder = root / source / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(b"image")
+    for name, content in others.items():
+        path = root / data_dir / "image_folder" / name
+        if not path.exists() and path.parent not in path.parents[0].parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    before = contents(root)
+    for _ in range(1 + again):
+        try:
+            prepare("image_folder", root / source, root / data_dir)
+        except UserError:
+            now = contents(root)
+            if not (root / data_dir / "image_folder" / "1.0.0" / "index.npz").exists():
+                new = {p.name for p in now.keys() - before.keys()}
+                assert new <= {".lock"}  # beside what was there
+        now = contents(root)
+        assert {path: now.get(path, "gone") for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("source", "data_dir", "message"),
+    [
+        ("d/image_folder", "d", "--source .* lies inside .*d/image_folder', where the"),
+        ("d/image_folder/photos", "d", "--source .* lies inside"),
+        ("d", "d", "image_folder', where .* would be written, lies inside --source"),
+        ("d", "d/prepared", "would be written, lies inside --source .*outside of it"),
+        ("link", "d", "lies inside"),
+    ],
+)
+def test_source_and_output_inside_each_other_are_refused(
+    source, data_dir, message, tmp_path
+):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    make(tmp_path / source, ["incomplete_ferns", "ash", "elm"])
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prepare("image_folder", tmp_path / source, tmp_path / data_dir)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("deep", ["data", "a/b/data"])
+def test_a_refusal_leaves_no_folder_behind(deep, tmp_path):
+    make(tmp_path / "photos", ["ash"])
+    with pytest.raises(UserError, match="at least 2"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / deep)
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+    make(tmp_path / "photos", ["elm"])
+    prepare("image_folder", tmp_path / "photos", tmp_path / deep)
+
+
+def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
+    make(tmp_path / "photos")
+    other = tmp_path / "data" / "image_folder" / place.UNFINISHED
+    other.mkdir(parents=True)
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="was not made by this program; move it"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def prepared_twice(tmp_path, change, **options):
+    make(tmp_path / "photos")
+    source = tmp_path / "photos"
+    prepare("image_folder", source, tmp_path / "data")
+    before = contents(tmp_path / "data")
+    source = change(source) or source
+    try:
+        return prepare("image_folder", source, tmp_path / "data", **options)
+    finally:
+        assert contents(tmp_path / "data") == before
+
+
+def _another(source):
+    return make(source.with_name("others"), ["ash", "elm", "fir", "yew"])
+
+
+def _new_image(source):
+    shutil.copy(source / "ash" / "0.jpg", source / "ash" / "2.jpg")
+
+
+def _gone_image(source):
+    (source / "ash" / "0.jpg").unlink()
+
+
+def _larger_image(source):
+    Image.new("RGB", (30, 16)).save(source / "elm" / "1.jpg", quality=30)
+
+
+def _image_of_the_same_size(source):
+    path = source / "elm" / "1.jpg"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_another, "others holds now: 2 new, 'yew/0.jpg' ...; 2 gone, 'oak/0.jpg' ..."),
+        (_new_image, "photos holds now: 1 new, 'ash/2.jpg'. Delete it or choose"),
+        (_gone_image, "holds now: 1 gone, 'ash/0.jpg'"),
+        (_larger_image, "holds now: 1 changed, 'elm/1.jpg'"),
+        (_image_of_the_same_size, "holds now: 1 changed, 'elm/1.jpg'"),
+    ],
+)
+def test_another_source_is_not_taken_for_prepared(change, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepared_twice(tmp_path, change)
+    assert message in str(caught.value)
+
+
+def test_another_quality_is_not_taken_for_prepared(tmp_path):
+    with pytest.raises(UserError, match="256 and quality 95, not with .* quality 50"):
+        prepared_twice(tmp_path, lambda source: None, storing=Storing(quality=50))
+
+
+def test_a_copy_of_the_source_is_the_same(tmp_path):
+    def copy(source):
+        return shutil.copytree(source, source.with_name("copy"), copy_function=_copy)
+
+    def _copy(source, target):
+        shutil.copyfile(source, target)  # with the times of now
+
+    assert prepared_twice(tmp_path, copy).startswith("already prepared")
+
+
+def test_an_archive_is_known_again_by_its_content(tmp_path):
+    photos = make(tmp_path / "photos")
+    path = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    prepare("image_folder", path, tmp_path / "data")
+    renamed = pathlib.Path(path).rename(tmp_path / "pictures.zip")
+    text = prepare("image_folder", renamed, tmp_path / "data")
+    assert text.startswith("already prepared")
+    with zipfile.ZipFile(renamed, "a") as archive:
+        archive.writestr("ash/7.jpg", (photos / "ash" / "0.jpg").read_bytes())
+    with pytest.raises(UserError, match="1 changed"):
+        prepare("image_folder", renamed, tmp_path / "data")
+
+
+def test_names_with_line_breaks_and_of_no_utf_8(tmp_path):
+    names = ["a\nb", "c", "d\udcff", "e"]
+    make(tmp_path / "photos", names)
+    (tmp_path / "photos" / "c" / "bad\udcfe\n.jpg").write_bytes(b"no image")
+    text = prepare(
+        "image_folder", tmp_path / "photos", tmp_path / "data", skip_bad=True
+    )
+    shown = r"c/bad\xfe\x0a.jpg"
+    assert (
+        f"left out: {shown} (not an image of a known format)"
+        in text.encode("utf-8").decode().splitlines()
+    )
+    folder = prepared.find(tmp_path / "data", "image_folder")
+    listed = (folder / "bad_files.txt").read_text("utf-8").splitlines()
+    assert listed == [f"{shown}\tnot an image of a known format"]
+    config = default.get_config().data
+    config.update(path=str(tmp_path / "data"), load_size=16, image_size=16)
+    made = data.create(config)
+    config.path = str(tmp_path / "photos")
+    (tmp_path / "photos" / "c" / "bad\udcfe\n.jpg").unlink()
+    unmade = data.create(config)
+    assert made.train.source.class_names == tuple(names)
+    assert made.description()["classes"] == unmade.description()["classes"]
+    assert made.description()["fingerprint"] == unmade.description()["fingerprint"]
+
+
+def test_records_that_changed_on_their_way_to_the_disk_are_noticed(
+    tmp_path, monkeypatch
+):
+    make(tmp_path / "photos")
+    add = tfds.core.SequentialWriter.add_examples
+    other = (tmp_path / "photos" / "ash" / "1.jpg").read_bytes()
+
+    def exchange(self, examples):
+        for chunk in examples.values():
+            chunk[:1] = [{**example, "image": other} for example in chunk[:1]]
+        add(self, examples)
+
+    monkeypatch.setattr(tfds.core.SequentialWriter, "add_examples", exchange)
+    with pytest.raises(UserError, match="is not what was written there; is the disk"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_file_of_records_that_was_damaged_at_once_is_noticed(tmp_path, monkeypatch):
+    make(tmp_path / "photos", images=9)
+    read_back = builders._read_back
+
+    def damage(path):
+        content = bytearray(path.read_bytes())
+        used = [i for i, byte in enumerate(content) if byte]  # most is filled up
+        for i in used[len(used) // 2 :][:99]:
+            content[i] ^= 255
+        path.write_bytes(content)
+        return read_back(path)
+
+    monkeypatch.setattr(builders, "_read_back", damage)
+    with pytest.raises(UserError, match="cannot read back|not what was written"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    """Their index has lines, and neither quality nor origin."""
+    make(tmp_path / "photos")
+    prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    folder = prepared.find(tmp_path / "data", "image_folder")
+    expected = prepared.PreparedRecords(folder, 16)
+    with np.load(folder / "index.npz") as content:
+        index = dict(content)
+    del index["quality"]
+    for key in ("name", "class_id", "class_name", "shard"):
+        lines = index[key].tobytes()[:-1].replace(b"\0", b"\n")
+        index[key] = np.frombuffer(lines, np.uint8)
+    np.savez(folder / "index.npz", **index)
+    (folder / "origin.json").unlink()
+    found = prepared.PreparedRecords(folder, 16)
+    assert found.class_names == expected.class_names and found.names == expected.names
+    text = prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    assert text.startswith("already prepared")
+
+
+@pytest.mark.parametrize("flag", ["--source", "--data_dir"])
+def test_remote_paths_are_refused_and_home_is_found(flag, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "photos")
+    paths = {"--source": "~/photos", "--data_dir": "~/data"}
+    remote = paths | {flag: "gs://bucket/photos"}
+    with pytest.raises(UserError, match=f"{flag}=gs://bucket/photos is a remote path"):
+        prepare("image_folder", *remote.values())
+    assert os.listdir(tmp_path) == ["photos"]
+    prepare("image_folder", *paths.values())
+    assert sorted(os.listdir(tmp_path)) == ["data", "photos"]
+    config = default.get_config().data
+    config.update(path="~/data", load_size=16, image_size=16)
+    assert len(data.create(config).train) == 4
+    config.path = "~/photos"
+    assert len(data.create(config).train) == 4
