@@ -80,18 +80,12 @@ def make_train_step(
       UserError: `train.chunks` above 1 with batch norm that is not frozen.
     """
     graphdef = split_model(_view(model, use_running_average=False))[0]
-    weight = config.loss.divergence_weight
-    chunks = config.train.chunks
-    if config.loss.divergence_reduction not in losses.REDUCTIONS:
-        known = " and ".join(map(repr, losses.REDUCTIONS))
+    microbatches = config.train.chunks
+    losses.check(config.loss)
+    if microbatches > 1 and _learns_statistics(model):
         raise UserError(
-            f"loss.divergence_reduction is {config.loss.divergence_reduction!r}; known "
-            f"are {known}."
-        )
-    if chunks > 1 and _learns_statistics(model):
-        raise UserError(
-            f"train.chunks = {chunks}: batch norm needs the statistics of the whole "
-            "batch at once; set model.freeze_batch_norm=True, or "
+            f"train.chunks = {microbatches}: batch norm needs the statistics of the "
+            "whole batch at once; set model.freeze_batch_norm=True, or "
             "model.trunk=googlenet, or train.chunks=1."
         )
 
@@ -111,37 +105,23 @@ def make_train_step(
             return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
 
         def share_of_loss(embeddings: jax.Array) -> tuple[jax.Array, dict]:
-            contrastive = losses.contrastive_loss(
-                embeddings, labels, margin=config.loss.margin, axis_name=DATA_AXIS
-            )
-            divergence = losses.divergence_loss(
-                embeddings,
-                margin=config.loss.divergence_margin,
-                reduction=config.loss.divergence_reduction,
-                axis_name=DATA_AXIS,
-            )
-            loss = contrastive + weight * divergence
-            return loss, {
-                "loss": loss,
-                "contrastive": contrastive,
-                "divergence": divergence,
-            }
+            return losses.total(embeddings, labels, config.loss, axis_name=DATA_AXIS)
 
         # Of this device's share: differentiating a psum of it would be wrong.
-        slope_of_loss = jax.grad(share_of_loss, has_aux=True)
-        if chunks == 1:
+        loss_gradient = jax.grad(share_of_loss, has_aux=True)
+        if microbatches == 1:
             embeddings, pull_back, model_state = jax.vjp(
                 lambda params: embed(params, views), state.params, has_aux=True
             )
-            slope, shares = slope_of_loss(embeddings)
-            (gradients,) = pull_back(slope)
+            cotangent, shares = loss_gradient(embeddings)
+            (gradients,) = pull_back(cotangent)
         else:
             model_state = state.model_state
-            gradients, shares = _in_chunks(
+            gradients, shares = _in_microbatches(
                 lambda params, views: embed(params, views)[0],
-                slope_of_loss,
+                loss_gradient,
                 state.params,
-                views.reshape(chunks, rows // chunks, *views.shape[1:]),
+                views.reshape(microbatches, rows // microbatches, *views.shape[1:]),
             )
         gradients, metrics = jax.lax.psum((gradients, shares), DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -163,35 +143,36 @@ def _learns_statistics(model: nnx.Module) -> bool:
     return any(not norm.frozen for norm in norms)
 
 
-def _in_chunks(
+def _in_microbatches(
     embed: Callable[[Tree, jax.Array], jax.Array],
-    slope_of_loss: Callable[[jax.Array], tuple[jax.Array, dict]],
+    loss_gradient: Callable[[jax.Array], tuple[jax.Array, dict]],
     params: Tree,
     views: jax.Array,
 ) -> tuple[Tree, dict]:
-    """Gradient of a loss over all pairs, with the activations of one chunk at a time.
+    """Gradient of a loss over all pairs, with one microbatch's activations at a time.
 
-    Embeds all chunks, takes the loss's slope at all embeddings, and embeds each chunk
-    once more to pull its slope back (gradient caching; Gao et al., 2021).
+    Embeds all microbatches, takes the loss's gradient by all embeddings, and embeds
+    each microbatch once more to pull its cotangents back (gradient caching; Gao et al.,
+    2021).
 
     Args:
       embed: parameters and views to embeddings `[rows, M, D/M]`.
-      slope_of_loss: all embeddings to the loss's gradient by them, and metrics.
+      loss_gradient: all embeddings to the loss's gradient by them, and metrics.
       params: of the model.
-      views: `[chunks, rows, H, W, 3]`.
+      views: `[microbatches, rows, H, W, 3]`.
     """
-    embeddings = jax.lax.map(lambda chunk: embed(params, chunk), views)
-    slope, metrics = slope_of_loss(embeddings.reshape(-1, *embeddings.shape[2:]))
+    embeddings = jax.lax.map(lambda images: embed(params, images), views)
+    cotangents, metrics = loss_gradient(embeddings.reshape(-1, *embeddings.shape[2:]))
 
-    def add_chunk(total: Tree, part: tuple[jax.Array, jax.Array]) -> tuple[Tree, None]:
-        chunk, chunk_slope = part
-        _, pull_back = jax.vjp(lambda params: embed(params, chunk), params)
-        (gradients,) = pull_back(chunk_slope)
+    def add(total: Tree, part: tuple[jax.Array, jax.Array]) -> tuple[Tree, None]:
+        images, cotangent = part
+        _, pull_back = jax.vjp(lambda params: embed(params, images), params)
+        (gradients,) = pull_back(cotangent)
         return jax.tree.map(jnp.add, total, gradients), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    parts = (views, slope.reshape(embeddings.shape))
-    gradients, _ = jax.lax.scan(add_chunk, zeros, parts)
+    parts = (views, cotangents.reshape(embeddings.shape))
+    gradients, _ = jax.lax.scan(add, zeros, parts)
     return gradients, metrics
 
 

@@ -121,7 +121,7 @@ def _part(
 
 
 def _losses(embeddings: jax.Array, labels: jax.Array) -> Part:
-    def slope(labels: jax.Array, embeddings: jax.Array) -> jax.Array:
+    def cotangent(labels: jax.Array, embeddings: jax.Array) -> jax.Array:
         def loss(embeddings: jax.Array) -> jax.Array:
             return losses.contrastive_loss(embeddings, labels) + losses.divergence_loss(
                 embeddings
@@ -129,9 +129,9 @@ def _losses(embeddings: jax.Array, labels: jax.Array) -> Part:
 
         return jax.grad(loss)(embeddings)
 
-    program = jax.make_jaxpr(slope)(labels, embeddings).jaxpr
+    program = jax.make_jaxpr(cotangent)(labels, embeddings).jaxpr
     operations = 2.0 * model_sizes.multiply_adds(program)
-    run = _timed(slope, labels, embeddings)
+    run = _timed(cotangent, labels, embeddings)
     return Part("losses", run, operations, bytes_moved(program))
 
 

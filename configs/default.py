@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
     config.loss = loss = ConfigDict()
+    loss.name = "contrastive"  # of each learner: the paper's
     loss.margin = 1.0  # m_c, of squared distances
     loss.divergence_margin = 1.0  # m_div
     loss.divergence_weight = 1.0  # lambda_div

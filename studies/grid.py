@@ -9,8 +9,6 @@ import dataclasses
 import importlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 Overrides = dict[str, Any]
 
 
@@ -62,7 +60,7 @@ ROWS: dict[str, Row] = {
 
 def config_of(
     data: str, row: str, seed: int, part: str, path: str | None = None
-) -> ConfigDict:
+) -> Any:
     """The config of a run.
 
     Args:

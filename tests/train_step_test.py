@@ -244,14 +244,14 @@ def test_new_layers_learn_faster():
     config = small_config().train
     params = {
         "head": {"kernel": jnp.ones((2, 2))},
-        "trunk": {"kernel": jnp.ones((2, 2))},
+        "spatial": {"kernel": jnp.ones((2, 2))},
     }
     gradients = jax.tree.map(jnp.ones_like, params)
     config.new_layer_factor = 10.0
     optimiser, _ = optimizer.create(config)
     updates, _ = optimiser.update(gradients, optimiser.init(params), params)
     np.testing.assert_allclose(updates["head"]["kernel"], -10.0)
-    np.testing.assert_allclose(updates["trunk"]["kernel"], -1.0)
+    np.testing.assert_allclose(updates["spatial"]["kernel"], -1.0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

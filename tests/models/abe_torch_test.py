@@ -194,7 +194,7 @@ def test_pretrained_abe_8_holds_the_file_where_it_belongs(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def loss_and_slopes():
+def loss_and_gradients():
     """ABE-8's loss of the parameters by path, and its gradient."""
     graphdef, _ = nnx.split(_create())
 
@@ -208,35 +208,37 @@ def loss_and_slopes():
     return loss
 
 
-def _compare(loss_and_slopes, net, images):
+def _compare(loss_and_gradients, net, images):
     """Error of the loss, and of each parameter's gradient, relative to its largest."""
     params = {k: jnp.asarray(v.detach()) for k, v in _parameters(net).items()}
-    actual, slopes = loss_and_slopes(
+    actual, cotangents = loss_and_gradients(
         traverse_util.unflatten_dict(params), _channels_last(images)
     )
     expected = _reference_loss(net.embed(images), LABELS)
     expected.backward()
-    slopes = traverse_util.flatten_dict(slopes)
+    cotangents = traverse_util.flatten_dict(cotangents)
     references = _parameters(net, lambda tensor: tensor.grad)
-    assert slopes.keys() == references.keys()
-    errors = [_error(slopes[k], v) for k, v in references.items()]
+    assert cotangents.keys() == references.keys()
+    errors = [_error(cotangents[k], v) for k, v in references.items()]
     loss_error, worst = float(_error(actual, expected)), float(max(errors))
-    print(f"loss {loss_error:.1e}, slopes {worst:.1e}, median {np.median(errors):.1e}")
+    print(
+        f"loss {loss_error:.1e}, cotangents {worst:.1e}, median {np.median(errors):.1e}"
+    )
     return loss_error, worst
 
 
-def test_abe_8_agrees_in_float32(loss_and_slopes):
+def test_abe_8_agrees_in_float32(loss_and_gradients):
     """Loss and every gradient to 1e-3.
 
     Rounding now and then moves a unit across the kink of its ReLU, or a maximum to
-    another position; then slopes jump, which is nobody's mistake (see the next test).
+    another position; then gradients jump, nobody's mistake (see the next test).
     So small images, several draws, and one must be free of that.
     """
     worst = []
     for seed in range(25):
         torch.manual_seed(seed)
         images = 60 * torch.randn(8, 3, 40, 40)
-        loss_error, error = _compare(loss_and_slopes, ABE(), images)
+        loss_error, error = _compare(loss_and_gradients, ABE(), images)
         assert loss_error <= 1e-3
         worst.append(error)
         if error <= 1e-3:
@@ -244,14 +246,14 @@ def test_abe_8_agrees_in_float32(loss_and_slopes):
     raise AssertionError(f"largest error of each draw: {worst}")
 
 
-def test_abe_8_agrees_in_float64(loss_and_slopes):
+def test_abe_8_agrees_in_float64(loss_and_gradients):
     """Every gradient of one draw, at a size where float32 would meet many kinks."""
     torch.manual_seed(1)
     torch.set_default_dtype(torch.float64)
     try:
         net, images = ABE(), 60 * torch.randn(8, 3, 64, 64)
         with jax.enable_x64(True):
-            loss_error, error = _compare(loss_and_slopes, net, images)
+            loss_error, error = _compare(loss_and_gradients, net, images)
     finally:
         torch.set_default_dtype(torch.float32)
     # The embeddings are float32 whatever the parameters are.

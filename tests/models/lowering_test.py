@@ -159,7 +159,7 @@ def test_bfloat16_convolution_rounds_operands_and_result_only(size, kernel):
     weights = _random(kernel, kernel, 24, 8).astype(jnp.bfloat16)
     pads = ((kernel // 2, kernel // 2),) * 2
 
-    def slopes(convolve, dtype):
+    def cotangents(convolve, dtype):
         def total(x, w):
             y = convolve(x, w, (1, 1), pads, dimension_numbers=LAYOUT)
             return jnp.sum(y.astype(jnp.float32) ** 2), y
@@ -167,12 +167,12 @@ def test_bfloat16_convolution_rounds_operands_and_result_only(size, kernel):
         grad = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
         return grad(maps.astype(dtype), weights.astype(dtype))
 
-    ours = slopes(lowering.conv_general_dilated, jnp.bfloat16)
-    wide = slopes(jax.lax.conv_general_dilated, jnp.float32)
+    ours = cotangents(lowering.conv_general_dilated, jnp.bfloat16)
+    wide = cotangents(jax.lax.conv_general_dilated, jnp.float32)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wide), strict=True):
         assert a.dtype == jnp.bfloat16
         scale = float(jnp.abs(b).max())
-        # A rounding to 8 bits is 2^-9; backward the slope has one too, and sums cancel.
+        # A rounding to 8 bits is 2^-9; the cotangent has one too, and sums cancel.
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=2**-7 * scale)
 
 
@@ -230,12 +230,12 @@ def test_gradient_of_pooling_goes_to_the_first_maximum(
     far = [pad or lowering.ceil_pads(s, window, stride)[1] for s in size]
     pads = ((pad, far[0]), (pad, far[1]))
 
-    def slopes(maps):
+    def cotangents(maps):
         y = lowering.max_pool(maps, window, stride, pads)
         weights = jnp.arange(1.0, 1.0 + y.size).reshape(y.shape)
         return jnp.sum(y * weights), weights
 
-    gradient, weights = jax.jit(jax.grad(slopes, has_aux=True))(maps)
+    gradient, weights = jax.jit(jax.grad(cotangents, has_aux=True))(maps)
     expected = np.zeros(maps.shape)
     for b, i, j, c in np.ndindex(*weights.shape):
         top, left = i * stride - pad, j * stride - pad

@@ -56,7 +56,8 @@ def _by_platform(
     cpu: Callable[..., jax.Array],
     default: Callable[..., jax.Array],
 ) -> jax.Array:
-    if _PLAIN.get():
+    # Where an accelerator computes, what CPUs take is not even traced.
+    if _PLAIN.get() or jax.default_backend() != "cpu":
         return default(*operands)
     return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)
 
@@ -228,20 +229,20 @@ def _convolution_backward(
     strides: tuple[int, int],
     pads: Pads,
     saved: tuple[jax.Array, jax.Array],
-    slope: jax.Array,
+    cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     height, width, channels, features = kernel.shape
     matrix = kernel.reshape(-1, features)
     images = _split(x, kernel.shape)
-    slopes = parts.split_alike(slope, images)
+    cotangents = parts.split_alike(cotangent, images)
 
     def add_part(
         total: jax.Array, part: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array | None]:
-        images, slope = part
-        rows, columns = slope.shape[1:3]
-        flat = slope.reshape(-1, features)
+        images, cotangent = part
+        rows, columns = cotangent.shape[1:3]
+        flat = cotangent.reshape(-1, features)
         patches = _patches(images, kernel.shape, strides, pads)
         patches = patches.reshape(-1, matrix.shape[0])
         total += at_least_float32(jnp.matmul(patches.T, flat))
@@ -259,13 +260,13 @@ def _convolution_backward(
         return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
 
     zeros = at_least_float32(jnp.zeros_like(matrix))
-    total, back = jax.lax.scan(add_part, zeros, (images, slopes))
+    total, back = jax.lax.scan(add_part, zeros, (images, cotangents))
     total = total.astype(kernel.dtype).reshape(kernel.shape)
     if back is not None:
         return parts.join(back), total
     native = partial(_native_convolution, strides, pads, kernel=kernel)
     _, pull_back = jax.vjp(native, x)
-    return *pull_back(slope), total
+    return *pull_back(cotangent), total
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
@@ -320,7 +321,7 @@ def _pool_backward(
     stride: int,
     pads: Pads,
     saved: tuple[jax.Array, jax.Array],
-    slope: jax.Array,
+    cotangent: jax.Array,
 ) -> tuple[jax.Array]:
     x, y = saved
     images = _split(x, (1, 1))
@@ -328,15 +329,15 @@ def _pool_backward(
     (top, _), (left, _) = pads
 
     def some(part: tuple[jax.Array, ...]) -> jax.Array:
-        images, maxima, slope = part
+        images, maxima, cotangent = part
         images = _surround(images, pads)
         rows = _pool_axis(images, axis=2, **pool)
-        slope = _slope_of_pool(rows, maxima, slope, axis=1, **pool)
-        slope = _slope_of_pool(images, rows, slope, axis=2, **pool)
-        return slope[:, top : top + x.shape[1], left : left + x.shape[2]]
+        cotangent = _cotangent_of_pool(rows, maxima, cotangent, axis=1, **pool)
+        cotangent = _cotangent_of_pool(images, rows, cotangent, axis=2, **pool)
+        return cotangent[:, top : top + x.shape[1], left : left + x.shape[2]]
 
-    y, slope = (parts.split_alike(v, images) for v in (y, slope))
-    return (parts.join(jax.lax.map(some, (images, y, slope))),)
+    y, cotangent = (parts.split_alike(v, images) for v in (y, cotangent))
+    return (parts.join(jax.lax.map(some, (images, y, cotangent))),)
 
 
 _pool.defvjp(_pool_forward, _pool_backward)
@@ -361,16 +362,22 @@ def _pool_axis(x: jax.Array, *, window: int, stride: int, axis: int) -> jax.Arra
     return y
 
 
-def _slope_of_pool(
-    x: jax.Array, y: jax.Array, slope: jax.Array, *, window: int, stride: int, axis: int
+def _cotangent_of_pool(
+    x: jax.Array,
+    y: jax.Array,
+    cotangent: jax.Array,
+    *,
+    window: int,
+    stride: int,
+    axis: int,
 ) -> jax.Array:
-    """Gives each maximum's slope to its first place along an axis."""
+    """Gives each maximum's cotangent to its first place along an axis."""
     count = y.shape[axis]
     # Places of one remainder by the stride lie side by side. Padded and added: XLA
     # takes three times as long to add to slices in place.
     shape = list(x.shape)
     shape[axis] = length = -(-x.shape[axis] // stride)
-    phases = [jnp.zeros(shape, slope.dtype)] * stride
+    phases = [jnp.zeros(shape, cotangent.dtype)] * stride
     free = jnp.ones(y.shape, bool)
     for offset in range(window):
         hit = free & (_shifted(x, offset, count, stride, axis) == y)
@@ -378,7 +385,7 @@ def _slope_of_pool(
         before = offset // stride
         pads = [(0, 0)] * x.ndim
         pads[axis] = (before, length - count - before)
-        phases[offset % stride] += jnp.pad(jnp.where(hit, slope, 0), pads)
+        phases[offset % stride] += jnp.pad(jnp.where(hit, cotangent, 0), pads)
     if stride == 1:
         return phases[0]
     together = jnp.stack(phases, axis=axis + 1)

@@ -83,25 +83,25 @@ def _forward(
 
 
 def _backward(
-    pads: Pads, saved: tuple[jax.Array, jax.Array], slope: jax.Array
+    pads: Pads, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     (top, _), (left, _) = pads
     factors, pull_back = jax.vjp(_of_kernel, kernel)
     transposed = jax.tree.map(jnp.transpose, factors)
     images = _split(x, kernel)
-    slopes = parts.split_alike(slope, images)
+    cotangents = parts.split_alike(cotangent, images)
 
     def add_part(total: Grid, part: tuple[jax.Array, jax.Array]) -> Any:
-        images, slope = part
-        slopes = _transform(_A, _places(_even(slope), 2))
-        by_factor = _each(_over_tiles, _of_maps(images, pads), slopes)
+        images, cotangent = part
+        cotangents = _transform(_A, _places(_even(cotangent), 2))
+        by_factor = _each(_over_tiles, _of_maps(images, pads), cotangents)
         total = _each(operator.add, total, by_factor)
-        back = _to_maps(_each(_over_channels, slopes, transposed))
+        back = _to_maps(_each(_over_channels, cotangents, transposed))
         return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
 
     zeros = jax.tree.map(jnp.zeros_like, factors)
-    total, back = jax.lax.scan(add_part, zeros, (images, slopes))
+    total, back = jax.lax.scan(add_part, zeros, (images, cotangents))
     return parts.join(back), *pull_back(total)
 
 
@@ -186,9 +186,9 @@ def _over_channels(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.tensordot(x, matrix, axes=1)
 
 
-def _over_tiles(x: jax.Array, slope: jax.Array) -> jax.Array:
+def _over_tiles(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     # As two matrices: contracting three axes, XLA would transpose `x` in memory.
-    return jnp.matmul(_rows(x).T, _rows(slope))
+    return jnp.matmul(_rows(x).T, _rows(cotangent))
 
 
 def _rows(x: jax.Array) -> jax.Array:

@@ -1,0 +1,71 @@
+"""The losses of ABE (Kim et al., ECCV 2018, section 3.2), in float32 or wider.
+
+    L        = sum_m L_metric,m + lambda_div * L_div
+    L_metric = 1/N sum_{i,j} (1 - y_ij) [margin - D2_ij]_+  +  y_ij D2_ij
+    L_div    = sum_i sum_{p<q} [margin - D2(B_p(x_i), B_q(x_i))]_+     (over N: below)
+
+D2 is the squared Euclidean distance and y_ij = 1 for equal labels; i and j run over all
+ordered pairs of the global batch of N images. The paper prints L_div without 1/N beside
+L_metric with it; `reduction` chooses. With "mean", which is ours, lambda_div does not
+depend on the batch size: at N = 64, 1 means what 0.016 would as printed.
+
+With `axis_name` a function is one device's program: it takes the device's own images
+and returns the device's share of the loss. The shares add up to the loss, and the
+gradient of the share, summed over the devices, is the gradient of the loss: never
+differentiate a psum of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from abe_jax.errors import UserError
+from abe_jax.losses.contrastive import contrastive_loss
+from abe_jax.losses.divergence import REDUCTIONS, divergence_loss
+
+__all__ = ["METRIC_LOSSES", "check", "contrastive_loss", "divergence_loss", "total"]
+
+# Of embeddings, labels, the `loss` section of a config and the mapped axis: a device's
+# share of the loss. A new one is a file of its own and a line here.
+METRIC_LOSSES: dict[str, Callable[[jax.Array, jax.Array, Any, str], jax.Array]] = {
+    "contrastive": lambda embeddings, labels, config, axis_name: contrastive_loss(
+        embeddings, labels, margin=config.margin, axis_name=axis_name
+    ),
+}
+
+
+def total(
+    embeddings: jax.Array, labels: jax.Array, config, *, axis_name: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """One device's share of the loss that `config.loss` describes.
+
+    Args:
+      embeddings: `[B, M, d]`, of unit length for each learner.
+      labels: `[B]`, integer.
+      config: the `loss` section of a config (see `configs/default.py`).
+      axis_name: mapped axis whose devices hold the rest of the global batch.
+
+    Returns:
+      scalar, and its parts by the names of the metrics.
+    """
+    metric = METRIC_LOSSES[config.name](embeddings, labels, config, axis_name)
+    divergence = divergence_loss(
+        embeddings,
+        margin=config.divergence_margin,
+        reduction=config.divergence_reduction,
+        axis_name=axis_name,
+    )
+    loss = metric + config.divergence_weight * divergence
+    return loss, {"loss": loss, config.name: metric, "divergence": divergence}
+
+
+def check(config) -> None:
+    """Raises UserError where a `loss` section names what is not there."""
+    for field, value, known in (
+        ("name", config.name, METRIC_LOSSES),
+        ("divergence_reduction", config.divergence_reduction, REDUCTIONS),
+    ):
+        if value not in known:
+            listed = ", ".join(map(repr, known))
+            raise UserError(f"loss.{field} is {value!r}; known are {listed}.")
