@@ -90,6 +90,11 @@ def gather(values: np.ndarray) -> np.ndarray:
     return gathered.view(values.dtype).squeeze(-1)
 
 
+def all_agree(own: bool) -> bool:
+    """Whether `own` is true on every process; waits for all of them."""
+    return bool(gather(np.array([own], np.int32)).all())
+
+
 class Vote:
     """Lets all processes learn, at the same call, that one of them wants something.
 

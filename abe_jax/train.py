@@ -1,12 +1,13 @@
 """The training loop: knows all parts, and the order in which they act."""
 
 import contextlib
+import json
 import logging
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from flax import nnx
@@ -23,9 +24,19 @@ from abe_jax import (
 )
 from abe_jax.data import samplers
 from abe_jax.errors import UserError
-from abe_jax.workdir import EVALUATION_FILE, REPORT_FILE
-from abe_jax.workdir import checkpoints as checkpoint
-from abe_jax.workdir import metrics as metric_writer
+from abe_jax.workdir import (
+    EVALUATION_FILE,
+    REPORT_FILE,
+    NotWritable,
+    checkpoints,
+    claim,
+    fields,
+    locate,
+    lock,
+    metrics,
+    weights,
+    writing,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +55,6 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-class LossNotFinite(UserError):
-    """The loss is NaN or infinite: the state is not worth saving."""
-
-
 class _StopRequested(Exception):
     """All processes know that one of them was asked to stop."""
 
@@ -63,10 +70,14 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
       the metrics of the last evaluation, as of `evaluate.scalars`.
 
     Raises:
-      UserError: something in the config or the data that the user can mend.
+      UserError: something in the config, the data or the workdir that the user can
+        mend.
       Interrupted: SIGINT or SIGTERM; the state is saved.
     """
-    folder = pathlib.Path(workdir)
+    # Whatever can be refused is refused before the workdir is written to.
+    fields.require_in_range(config)
+    folder = locate(workdir)
+    claim.require_outside_data(folder, config.data.path)
     mesh = parallel.make_mesh()
     parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
     splits = data.create(config.data)
@@ -78,7 +89,9 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         seed=config.seed,
     )
     optimiser, learning_rate = optimizer.create(config.train)
-    model = models.create(config.model, rngs=nnx.Rngs(config.seed))
+    resumes = bool(checkpoints.steps_in(folder))
+    section = weights.model_section(config, restored=resumes)
+    model = models.create(section, rngs=nnx.Rngs(config.seed))
     take_step = parallel.map_over_devices(
         train_step.make_train_step(model, optimiser, learning_rate, config),
         mesh,
@@ -86,27 +99,38 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         donate_state=True,
     )
     evaluator = evaluate.Evaluator(config, model, splits, mesh)
-    checkpoint.claim_workdir(folder, config, write=processes.is_first())
-    processes.wait_for_all("workdir")
 
     with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(folder, keep=config.train.keep_checkpoints)
-        stack.callback(checkpoints.close)
+        _lock_together(folder, stack)
+        steered = claim.require_own(folder, config, splits.description())
+        saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
+        stack.callback(saved.close)
         state = train_step.initial_state(model, optimiser)
-        if checkpoints.steps:
-            state = checkpoints.restore(state, mesh)
+        if resumes:
+            state = saved.restore(state, mesh)
+            saved.set_damaged_aside(newest=int(state.step))
             _log.info("going on from the checkpoint of step %d", state.step)
         else:
+            if (other := weights.run_of(config)) is not None:
+                state = weights.start_from(state, other)
             state = parallel.replicate(state, mesh)
         start = step = int(state.step)
-        kept = metric_writer.read(folder, start)
-        evaluated = {m["step"]: m for m in kept if "eval/map_at_r" in m}
-        processes.wait_for_all("metrics read")
-        writer = (
-            metric_writer.MetricWriter(folder, resume_step=start)
-            if processes.is_first()
-            else metric_writer.NoWriter()
-        )
+        if start > config.train.steps:
+            raise UserError(
+                f"train.steps = {config.train.steps}, but {folder} is at step {start} "
+                "already; give as many or more."
+            )
+        known = _evaluation_of(folder, start, config.eval.recall_at)
+        processes.wait_for_all("workdir read")
+        writer: metrics.Writer = metrics.NoWriter()
+        if processes.is_first():
+            claim.claim(
+                folder, config, splits.description(), steered=steered, step=start
+            )
+            _drop_later_evaluation(folder, start)
+            writer = metrics.MetricWriter(
+                folder, resume_step=start, evaluates=_is_evaluated(config.train, start)
+            )
         stack.callback(writer.close)
         reporter = stack.enter_context(_Reporter(writer, config.train, start))
         batches = data.train_batches(
@@ -118,52 +142,105 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         )
         stack.callback(batches.close)
         stop = stack.enter_context(_StopRequest(processes.Vote(mesh)))
+
+        def save() -> None:
+            # What is logged up to a step is on the disk before its checkpoint is.
+            reporter.flush()
+            writer.sync()
+            saved.save(state, config)
+            reporter.restart_clock()
+
+        scalars: dict[str, float] = {}
         try:
             while True:
-                last = step == config.train.steps
-                due = last or step % config.train.eval_every == 0
-                if due and step not in evaluated:
+                if _is_evaluated(config.train, step):
                     reporter.flush()
-                    evaluation = evaluator.run(state, stop.check)
-                    evaluated[step] = evaluate.scalars(evaluation.content)
-                    writer.write(step, evaluated[step])
-                    if processes.is_first():
-                        evaluate.write(folder, evaluation.content)
-                        report.write(folder, evaluation)
-                    reporter.tell_evaluation(step, evaluated[step])
-                if last:
+                    evaluation = None
+                    if known is None or step > start:
+                        evaluation = evaluator.run(state, stop.check)
+                        known = evaluation.content
+                    scalars = evaluate.scalars(known)
+                    writer.write(step, scalars)
+                    if evaluation is not None and processes.is_first():
+                        with writing():
+                            report.write(folder, evaluation)
+                            # Last, as it says that the step is evaluated.
+                            evaluate.write(folder, evaluation.content)
+                    reporter.log_evaluation(step, known)
+                if step == config.train.steps:
                     break
                 stop.check()
                 batch = parallel.split_rows(next(batches), mesh)
-                state, metrics = take_step(state, batch)
+                state, step_metrics = take_step(state, batch)
                 step += 1
-                reporter.add(step, metrics)
+                reporter.add(step, step_metrics)
                 if step % config.train.checkpoint_every == 0 or (
                     step == config.train.steps
                 ):
-                    reporter.flush()
-                    checkpoints.save(state, config)
-                    reporter.restart_clock()
-        except LossNotFinite:
+                    save()
+        except (checkpoints.NotFinite, NotWritable):
             raise
         except UserError:
             # Such as a broken image. Several processes can only save together.
             if jax.process_count() == 1:
-                checkpoints.save(state, config)
+                save()
             raise
         except _StopRequested:
-            reporter.flush()
-            checkpoints.save(state, config)
+            save()
             raise Interrupted(step, stop.signal_number) from None
     if processes.is_first():
-        _show_result(evaluated[0], step, evaluated[step], model.num_learners, folder)
-    return evaluated[step]
+        _show_result(folder, step, scalars, model.num_learners)
+    return scalars
+
+
+def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    """Has process 0 hold the workdir; where it cannot, no process goes on."""
+    refusal = None
+    if processes.is_first():
+        try:
+            stack.enter_context(lock.hold(folder))
+        except UserError as error:
+            refusal = error
+    if not processes.all_agree(refusal is None):
+        raise refusal or UserError("process 0 cannot have the workdir, and says why.")
+
+
+def _is_evaluated(config, step: int) -> bool:
+    return step == config.steps or step % config.eval_every == 0
+
+
+def _evaluation_of(
+    folder: pathlib.Path, step: int, recall_at: Sequence[int]
+) -> dict | None:
+    """An earlier start's evaluation of a step, if it is complete and has these K."""
+    found = None
+    if (folder / REPORT_FILE).exists():
+        # Whatever cannot be read is measured again.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            content = json.loads((folder / EVALUATION_FILE).read_text())
+            evaluate.scalars(content)
+            ranks = tuple(int(k) for k in content["recall"])
+            if content["step"] == step and ranks == tuple(recall_at):
+                found = content
+    return found if processes.all_agree(found is not None) else None
+
+
+def _drop_later_evaluation(folder: pathlib.Path, step: int) -> None:
+    """Removes what speaks of a step that this run will reach again."""
+    path = folder / EVALUATION_FILE
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        if json.loads(path.read_text())["step"] > step:
+            path.unlink()
 
 
 def _show_result(
-    untrained: dict, step: int, trained: dict, learners: int, folder: pathlib.Path
+    folder: pathlib.Path, step: int, trained: dict[str, float], learners: int
 ) -> None:
-    columns = {"untrained": untrained, f"step {step}": trained}
+    columns = {f"step {step}": trained}
+    untrained = metrics.evaluation_at(folder, 0)
+    # It may have been measured for other K.
+    if untrained is not None and trained.keys() <= untrained.keys():
+        columns = {"untrained": untrained, **columns}
     print(evaluate.table(columns, learners))
     print(f"\n{folder / EVALUATION_FILE}\n{folder / REPORT_FILE}")
 
@@ -201,17 +278,17 @@ class _StopRequest:
 
 
 class _Reporter:
-    """Fetches a step's metrics once the next step is under way, and tells of them.
+    """Fetches a step's metrics once the next step is under way, and logs them.
 
     So the device never waits for the host, and the host is at most a step ahead.
     """
 
-    def __init__(self, writer: metric_writer.Writer, config, start: int):
+    def __init__(self, writer: metrics.Writer, config, start: int):
         self._writer = writer
         self._config = config
         self._first = start + 1
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._progress = metric_writer.Progress(
+        self._progress = metrics.Progress(
             start=start,
             stop=config.steps,
             batch_size=config.batch_size,
@@ -230,7 +307,7 @@ class _Reporter:
         self._since = time.perf_counter()
         self._images = 0
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, arrays: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step that was just started."""
         if step == self._first:
             # Until here: compilation, and the first batch.
@@ -239,36 +316,40 @@ class _Reporter:
             self._writer.write(step, {"train/seconds_to_first_step": seconds})
             self.restart_clock()
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, arrays)
 
     def flush(self) -> None:
-        """Waits for the last step that was added, and tells of it."""
+        """Waits for the last step that was added, and logs it."""
         if self._pending is None:
             return
         step, arrays = self._pending
         self._pending = None
-        metrics = {k: float(v) for k, v in jax.device_get(arrays).items()}
-        loss = metrics["loss"]
-        if not math.isfinite(loss):
-            raise LossNotFinite(
-                f"the loss is {loss} at step {step}; lower train.learning_rate or set "
-                "train.clip_norm, and start again from the last checkpoint."
-            )
+        values = {k: float(v) for k, v in jax.device_get(arrays).items()}
+        loss = values["loss"]
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise checkpoints.NotFinite(
+                    f"the {name.replace('_', ' ')} is {values[name]} at step {step}, "
+                    "which is not saved; lower train.learning_rate or set "
+                    "train.clip_norm, and run the command again to go on from the "
+                    "newest checkpoint."
+                )
         self._images += self._config.batch_size
         rate = self._images / (time.perf_counter() - self._since)
         self._progress.update(step, loss, rate)
         is_last = step == self._config.steps
         if step == 1 or step % self._config.log_every == 0 or is_last:
-            metrics["images_per_second"] = rate
-            self._writer.write(step, {f"train/{k}": v for k, v in metrics.items()})
+            values["images_per_second"] = rate
+            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
             self._progress.log_step(step, loss, rate)
             self.restart_clock()
 
-    def tell_evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Tells the main figures of an evaluation, and restarts the clock."""
+    def log_evaluation(self, step: int, evaluation: dict) -> None:
+        """Shows the main figures of an evaluation, and restarts the clock."""
+        k, recall = next(iter(evaluation["recall"].items()))
+        mean = evaluation["mean_learner"]["recall"][k]
         self._progress.line(
-            f"evaluation at step {step}: Recall@1 "
-            f"{metrics['eval/recall@1']:.4f}, mean learner "
-            f"{metrics['eval/mean_learner/recall@1']:.4f}"
+            f"evaluation at step {step}: Recall@{k} {recall:.4f}, "
+            f"mean learner {mean:.4f}"
         )
         self.restart_clock()

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from abe_jax import evaluate, train, train_step
-from abe_jax.workdir import checkpoints as checkpoint
+from abe_jax.workdir import checkpoints
 from configs import quickstart
 
 
@@ -69,7 +69,7 @@ def guarded_steps(monkeypatch):
 
     monkeypatch.setattr(train._Reporter, "add", add_and_guard)
     without_guard(evaluate.Evaluator, "run")
-    without_guard(checkpoint.Checkpoints, "save")
+    without_guard(checkpoints.Checkpoints, "save")
     yield steps
     jax.config.update("jax_transfer_guard", "allow")
 

@@ -82,7 +82,9 @@ class Trained:
             params,
             others,
         )
-        with contextlib.closing(Checkpoints(self.workdir)) as checkpoints:
+        with contextlib.closing(
+            Checkpoints(self.workdir, read_only=True)
+        ) as checkpoints:
             state = checkpoints.restore(like, self._mesh, step)
         self.step = int(state.step)
         self.variables = (state.params, state.model_state)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 
 import jax
@@ -21,7 +20,7 @@ from abe_jax import (
 from abe_jax.evaluate import present
 from abe_jax.evaluate.diversity import mask_correlation
 from abe_jax.evaluate.measure import measure
-from abe_jax.workdir import checkpoints as checkpoint
+from abe_jax.workdir import checkpoints, claim, locate, weights
 
 _IMAGES_FOR_MASKS = 8  # a device
 
@@ -167,15 +166,18 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
     Raises:
       UserError: no such run or checkpoint, or one of another config.
     """
-    folder = pathlib.Path(workdir)
-    checkpoint.require_run(folder, config)
-    model = models.create(config.model, rngs=nnx.Rngs(config.seed))
+    folder = locate(workdir)
+    claim.require_run(folder, config)
+    section = weights.model_section(config, restored=True)
+    model = models.create(section, rngs=nnx.Rngs(config.seed))
     splits = data.create(config.data)
+    claim.require_same_data(folder, splits.description())
     mesh = parallel.make_mesh()
     optimiser, _ = optimizer.create(config.train)
     state = train_step.initial_state(model, optimiser)
-    with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
-        state = checkpoints.restore(state, mesh, step)
+    opened = checkpoints.Checkpoints(folder, read_only=True)
+    with contextlib.closing(opened) as saved:
+        state = saved.restore(state, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state)
     content = evaluation.content
     if processes.is_first():

@@ -10,8 +10,10 @@ evaluation.json    the newest evaluation                         abe_jax.evaluat
 report.html        its page                                      abe_jax.report
 """
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 from abe_jax.errors import UserError
 
@@ -56,15 +58,25 @@ def write_whole(path: pathlib.Path, text: str) -> None:
       NotWritable: such as on a full disk; what was there before still is.
     """
     part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("w") as file:
+    with writing():
+        with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Turns the errors of a full disk and its kin into what the user can mend."""
+    try:
+        yield
     except OSError as error:
-        raise NotWritable(f"cannot write to --workdir: {error}.") from error
+        raise NotWritable(
+            f"cannot write to --workdir: {error}; make room there, and run the same "
+            "command again to go on."
+        ) from error
 
 
 def sync_folder(folder: pathlib.Path) -> None:

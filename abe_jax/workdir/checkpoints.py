@@ -1,85 +1,68 @@
-"""Checkpoints of a run, through Orbax, and the workdir that holds them."""
+"""Checkpoints of a run, through Orbax: written in the background, sealed, checked."""
 
 import json
+import logging
 import pathlib
+import threading
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from abe_jax import parallel
+from abe_jax import parallel, processes
 from abe_jax.errors import UserError
 from abe_jax.train_step import TrainState
-from abe_jax.workdir import config_files
+from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals
 
-# Fields that may change between two starts of a run: they do not change its result.
-_FREE_FIELDS = (
-    "data.path",
-    "data.in_memory",
-    "data.num_threads",
-    "data.num_workers",
-    "eval.batch_size",
-    "eval.recall_at",
-    "parallel.mapping",
-    "train.chunks",
-    "train.log_every",
-    "train.eval_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-)
+DAMAGED_FOLDER = "damaged_checkpoints"
+
+_log = logging.getLogger(__name__)
 
 
-def claim_workdir(workdir: pathlib.Path, config, *, write: bool = True) -> None:
-    """Makes the workdir this config's, or checks that it already is.
-
-    Args:
-      workdir: of the run; made if missing.
-      config: of the run.
-      write: False to check only, for all processes but the first.
-
-    Raises:
-      UserError: the workdir holds a run of another config; the fields that differ are
-        named.
-    """
-    path = workdir / config_files.CONFIG_FILE
-    current = json.loads(config.to_json_best_effort())
-    if path.exists():
-        _refuse_other_config(config_files.stored(workdir), current, workdir)
-    if not write:
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: other processes may be reading it.
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(current, indent=2) + "\n")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir: {error}.") from error
+class NotFinite(UserError):
+    """A loss, gradient or state is NaN or infinite: the state is not worth saving."""
 
 
-def require_run(workdir: pathlib.Path, config) -> None:
-    """Checks that the workdir holds a run of this config.
+class _Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was written; says why."""
 
-    Raises:
-      UserError: there is no run, or it is one of another config.
-    """
-    current = json.loads(config.to_json_best_effort())
-    _refuse_other_config(config_files.stored(workdir), current, workdir)
+
+def steps_in(workdir: pathlib.Path) -> list[int]:
+    """Steps of a workdir's checkpoints in ascending order; nothing is opened."""
+    folder = workdir / CHECKPOINTS_FOLDER
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 class Checkpoints:
     """The checkpoints of a workdir: state after a step, and the config."""
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 2):
+    def __init__(
+        self, workdir: pathlib.Path, *, keep: int = 2, read_only: bool = False
+    ):
         """Opens `workdir/checkpoints`.
 
         Args:
           workdir: of the run.
           keep: how many of the newest checkpoints stay.
+          read_only: nothing in the folder is changed, so that a run may go on in it.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        self._workdir = workdir
+        self._folder = (workdir / CHECKPOINTS_FOLDER).absolute()
+        self._read_only = read_only
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,  # of a run that was killed
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            )
+        self._hook = threading.excepthook
+        threading.excepthook = self._told_later
         self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
+            self._folder,
             options=options,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -93,51 +76,167 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, config) -> None:
-        """Writes the state in the background, unless its step is there already."""
+        """Writes the state in the background, unless its step is there already.
+
+        Raises:
+          NotFinite: a value of the state is NaN or infinite; nothing is written.
+          NotWritable: this state or the one before could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
-                config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
-            ),
+        _require_finite(state, step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()),
+            config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
         )
+        try:
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=items)
+        except Exception as error:  # each layer below has its own
+            raise _not_written(error) from error
+
+    def _told_later(self, raised: threading.ExceptHookArgs) -> None:
+        # What fails in Orbax's threads is raised by the next save or close as well.
+        if not type(raised.thread).__module__.startswith("orbax."):
+            self._hook(raised)
+
+    def _seal(self) -> None:
+        # Called in the background when all is written, before it gets its name.
+        if processes.is_first():
+            for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                seals.seal(folder)
 
     def restore(
         self, like: TrainState, mesh: jax.sharding.Mesh, step: int | None = None
     ) -> TrainState:
         """Reads a state back, replicated over the mesh, whatever wrote it.
 
+        A damaged newest checkpoint is named and the one before it is taken; unless
+        the folder is read-only it is moved to `damaged_checkpoints/`.
+
         Args:
           like: a state of the same structure, shapes and dtypes; arrays or abstract.
           mesh: the devices that get it.
-          step: which checkpoint; the newest by default.
+          step: this checkpoint and no other; the newest by default.
 
         Raises:
-          UserError: no such checkpoint, or it does not fit the model.
+          UserError: there is no such checkpoint, none that can be read, or it does not
+            fit the model.
         """
+
+        def read(step: int) -> TrainState:
+            self._require_fit(step, like)
+            target = parallel.abstract_replicated(like._asdict(), mesh)
+            return TrainState(**self._read(step, target))
+
+        return self._newest_sound(read, step)
+
+    def restore_weights(
+        self, step: int | None = None
+    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Reads a model back without knowing its shape, on one device.
+
+        Args:
+          step: this checkpoint and no other; the newest by default.
+
+        Returns:
+          its step, parameters, and other variables of the model: nested dicts of NumPy
+          arrays.
+
+        Raises:
+          UserError: there is no such checkpoint, or none that can be read.
+        """
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def read(step: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+            target = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
+                self._stored(step),
+            )
+            tree = jax.device_get(self._read(step, target))
+            return step, tree["params"], tree["model_state"]
+
+        return self._newest_sound(read, step)
+
+    def _newest_sound(self, read: Any, chosen: int | None) -> Any:
+        """What `read(step)` gives for the newest checkpoint that it can read."""
         steps = self.steps
         if not steps:
-            raise UserError(f"no checkpoint in {self._manager.directory}; train first.")
-        step = steps[-1] if step is None else step
-        if step not in steps:
+            raise UserError(f"no checkpoint in {self._folder}; train first.")
+        if chosen is not None and chosen not in steps:
             raise UserError(
-                f"no checkpoint of step {step} in {self._manager.directory}; there "
-                f"are {', '.join(map(str, steps))}."
+                f"no checkpoint of step {chosen} in {self._folder}; there are "
+                f"{', '.join(map(str, steps))}."
             )
-        self._require_fit(step, like)
-        target = parallel.abstract_replicated(like._asdict(), mesh)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        reasons = []
+        for step in [chosen] if chosen is not None else reversed(steps):
+            found, reason = None, self._damage(step)
+            if reason is None:
+                try:
+                    found = read(step)
+                except _Damaged as error:
+                    reason = str(error)
+            if processes.all_agree(reason is None):
+                return found
+            reason = reason or "another process cannot read it"
+            reasons.append(f"that of step {step} is damaged: {reason}")
+            if chosen is None:
+                _log.warning("The checkpoint of step %d is damaged: %s.", step, reason)
+        if chosen is None:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read: {'; '.join(reasons)}. "
+                "Bring one back from a copy, or start again in another --workdir."
+            )
+        raise UserError(
+            f"{self._folder}: {reasons[0]}; leave --step out or choose "
+            f"another of {', '.join(map(str, steps))}."
         )
-        return TrainState(**restored["state"])
+
+    def set_damaged_aside(self, newest: int) -> None:
+        """Moves away what lies after the checkpoint that was restored.
+
+        Their steps will be saved again. To be called by all processes.
+        """
+        if processes.is_first():
+            for step in self.steps:
+                if step > newest:
+                    _move_aside(self._folder / str(step), self._workdir)
+        processes.wait_for_all("damaged checkpoints moved")
+        self._manager.reload()
+
+    def _damage(self, step: int) -> str | None:
+        """Why a checkpoint's files cannot be trusted, as process 0 finds."""
+        folder = self._folder / str(step)
+        reason = None
+        if processes.is_first() and seals.is_sealed(folder):
+            reason = seals.damage(folder)
+        if processes.all_agree(reason is None):
+            return None
+        return reason or "process 0 has the reason"
+
+    def _stored(self, step: int) -> Any:
+        """Tree of what a checkpoint says that it holds: shapes and dtypes."""
+        try:
+            metadata = self._manager.item_metadata(step)["state"]
+        except Exception as error:  # each kind of damage has its own
+            raise _Damaged(_first_line(error)) from error
+        if metadata is None:
+            raise _Damaged("state/_METADATA is missing")
+        return metadata.tree
+
+    def _read(self, step: int, target: Any) -> Any:
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )
+        except Exception as error:
+            raise _Damaged(_first_line(error)) from error
+        return restored["state"]
 
     def _require_fit(self, step: int, like: TrainState) -> None:
         # Before reading: Orbax leaves its unfinished reads behind when a shape differs.
-        stored = _shapes(self._manager.item_metadata(step)["state"])
-        wanted = _shapes(like._asdict())
+        stored, wanted = _shapes(self._stored(step)), _shapes(like._asdict())
         different = sorted(
             name
             for name in stored.keys() | wanted.keys()
@@ -152,35 +251,54 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is written.
+
+        Raises:
+          NotWritable: the last state could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise _not_written(error) from error
+        finally:
+            self._manager.close()
+            threading.excepthook = self._hook
+
+
+def _require_finite(state: TrainState, step: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict()):
+        if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact):
+            continue
+        if not np.isfinite(np.asarray(jax.device_get(leaf))).all():
+            raise NotFinite(
+                f"{jax.tree_util.keystr(path, simple=True, separator='.')} is not "
+                f"finite after step {step}, which is not saved; lower "
+                "train.learning_rate or set train.clip_norm, and run the command again "
+                "to go on from the newest checkpoint."
+            )
+
+
+def _not_written(error: Exception) -> NotWritable:
+    return NotWritable(
+        f"cannot write the checkpoint: {_first_line(error)}; the earlier ones are "
+        "kept. Make room, and run the same command again to go on."
+    )
+
+
+def _move_aside(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+    target = workdir / DAMAGED_FOLDER / folder.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{folder.name}-{number}")
+    target.parent.mkdir(exist_ok=True)
+    folder.rename(target)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {k: tuple(x.shape) for k, x in ocp.tree.to_flat_dict(tree, sep=".").items()}
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    fields = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields |= _flat(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
-
-
-def _refuse_other_config(stored: dict, current: dict, workdir: pathlib.Path) -> None:
-    old, new = _flat(stored), _flat(current)
-    # A field that one of the two lacks came or went between versions of this project.
-    changed = [
-        f"{name} (there {old[name]!r}, now {new[name]!r})"
-        for name in sorted(old.keys() & new.keys())
-        if old[name] != new[name] and name not in _FREE_FIELDS
-    ]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another config: {', '.join(changed)}. Use "
-            "another --workdir, or the run's own settings."
-        )

@@ -16,8 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from abe_jax.errors import UserError
-
-CONFIG_FILE = "config.json"
+from abe_jax.workdir import CONFIG_FILE
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # In a wheel inside the package, in a clone beside it.
@@ -79,9 +78,12 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             "--workdir of a run."
         )
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"cannot read {path}: it holds no JSON object.")
+    return content
 
 
 def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:

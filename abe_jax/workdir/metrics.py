@@ -2,52 +2,80 @@
 
 import json
 import logging
+import math
+import os
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import tensorboardX
 import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
 
-METRICS_FILE = "metrics.jsonl"
+from abe_jax.workdir import METRICS_FILE, write_whole, writing
 
 _log = logging.getLogger(__name__)
+_messages: Any = event_pb2  # protobuf makes their classes when it is imported
 
 
 class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's event files.
 
-    Meant for process 0 only.
+    A line is in the file whole or not at all. Meant for process 0 only.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, resume_step: int):
+    def __init__(
+        self, workdir: pathlib.Path, *, resume_step: int, evaluates: bool = False
+    ):
         """Opens the files, and drops what an interrupted run wrote past the resume.
 
         Args:
           workdir: of the run.
           resume_step: step of the restored checkpoint; 0 for a new run.
+          evaluates: an evaluation of that step will be written, perhaps once more.
+
+        Raises:
+          NotWritable: such as on a full disk.
         """
+        kept = [
+            line
+            for line in read(workdir, resume_step)
+            if not (evaluates and line["step"] == resume_step and _is_evaluation(line))
+        ]
         path = workdir / METRICS_FILE
-        kept = read(workdir, resume_step)
-        part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        part.replace(path)
-        self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=resume_step + 1 if kept else None
-        )
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        with writing():
+            self._file = path.open("ab", buffering=0)
+            self._board = _Board(workdir, resume_step + 1 if kept else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line of metrics of a step."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            # TensorBoard allows no "@" in names.
-            self._board.add_scalar(name.replace("@", "_at_"), value, step)
+        """Writes one line of metrics of a step; what is not finite is null there.
+
+        Raises:
+          NotWritable: such as on a full disk; no part of the line is left.
+        """
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        line = json.dumps({"step": step, **finite}) + "\n"
+        end = os.fstat(self._file.fileno()).st_size
+        with writing():
+            if self._file.write(line.encode()) != len(line):
+                os.ftruncate(self._file.fileno(), end)
+                raise OSError("no space left on the device")
+            self._board.write(step, metrics)
+
+    def sync(self) -> None:
+        """Returns when all lines would survive a power failure.
+
+        Raises:
+          NotWritable: such as on a full disk.
+        """
+        with writing():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Closes the files."""
         self._file.close()
         self._board.close()
 
@@ -58,11 +86,42 @@ class NoWriter:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Does nothing."""
 
+    def sync(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
 
 Writer: TypeAlias = MetricWriter | NoWriter
+
+
+class _Board:
+    """TensorBoard's event files, written at once: tensorboardX's own writer leaves it
+    to a thread, which dies of a full disk, and then waits for it for ever."""
+
+    def __init__(self, workdir: pathlib.Path, purge_step: int | None):
+        self._events = event_file_writer.EventsWriter(str(workdir / "events"))
+        if purge_step is not None:
+            start = _messages.SessionLog(status=_messages.SessionLog.START)
+            self._add(purge_step, session_log=start)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            # TensorBoard allows no "@" in names.
+            scalar = summary.scalar(name.replace("@", "_at_"), value)
+            self._add(step, summary=scalar)
+        self._events.flush()
+
+    def _add(self, step: int, **content) -> None:
+        event = _messages.Event(wall_time=time.time(), step=step, **content)
+        self._events.write_event(event)
+
+    def close(self) -> None:
+        try:
+            self._events.close()
+        except OSError as error:  # the lines are what counts
+            _log.warning("TensorBoard's file is cut short: %s", error)
 
 
 def read(workdir: pathlib.Path, last_step: int | None = None) -> list[dict]:
@@ -73,14 +132,28 @@ def read(workdir: pathlib.Path, last_step: int | None = None) -> list[dict]:
       last_step: leave out the lines of later steps.
     """
     path = workdir / METRICS_FILE
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     metrics = []
     for line in lines:
         try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or not isinstance(content.get("step"), int):
+            _log.warning("%s: what follows line %d is damaged.", path, len(metrics))
             break
+        metrics.append(content)
     return [m for m in metrics if last_step is None or m["step"] <= last_step]
+
+
+def evaluation_at(workdir: pathlib.Path, step: int) -> dict[str, float] | None:
+    """The metrics of a step's evaluation, for people to compare with."""
+    lines = [m for m in read(workdir, step) if m["step"] == step and _is_evaluation(m)]
+    return {k: v for k, v in lines[-1].items() if k != "step"} if lines else None
+
+
+def _is_evaluation(line: Mapping[str, float]) -> bool:
+    return any(name.startswith("eval/") for name in line)
 
 
 class Progress:

@@ -1,0 +1,175 @@
+"""A workdir belongs to one run: one config, one set of data."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from abe_jax import data
+from abe_jax.errors import UserError
+from abe_jax.workdir import (
+    CHANGES_FILE,
+    CONFIG_FILE,
+    DATA_FILE,
+    config_files,
+    fields,
+    write_whole,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def require_own(
+    workdir: pathlib.Path, config, description: dict
+) -> dict[str, tuple[Any, Any]]:
+    """Checks that a workdir is empty, or holds the run of this config and data.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      description: of its data, as of `data.Splits.description`.
+
+    Returns:
+      the fields that steer what comes after (`fields.STEERING_FIELDS`) and differ: what
+      they were and what they are now.
+
+    Raises:
+      UserError: the workdir holds a run of another config or of other data; what
+        differs is named.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return {}
+    steered = _refuse_other_config(workdir, _as_json(config))
+    require_same_data(workdir, description)
+    return steered
+
+
+def claim(
+    workdir: pathlib.Path,
+    config,
+    description: dict,
+    *,
+    steered: Mapping[str, tuple[Any, Any]],
+    step: int,
+) -> None:
+    """Makes the workdir this config's and data's; for process 0.
+
+    Args:
+      workdir: of the run; exists.
+      config: of the run.
+      description: of its data.
+      steered: as of `require_own`.
+      step: where the run goes on.
+
+    Raises:
+      NotWritable: such as on a full disk.
+    """
+    _record(workdir, steered, step)
+    write_whole(workdir / CONFIG_FILE, json.dumps(_as_json(config), indent=2) + "\n")
+    if not (workdir / DATA_FILE).exists():
+        write_whole(workdir / DATA_FILE, json.dumps(description, indent=1) + "\n")
+
+
+def require_run(workdir: pathlib.Path, config) -> None:
+    """Checks that the workdir holds a run of this config.
+
+    Raises:
+      UserError: there is no run, or it is one of another config, or a field of this
+        one is out of range.
+    """
+    fields.require_in_range(config)
+    _refuse_other_config(workdir, _as_json(config))
+
+
+def require_same_data(workdir: pathlib.Path, description: dict) -> None:
+    """Checks that data is that which the run in the workdir began with.
+
+    Only its names count, and not where it lies. A run of an earlier version of this
+    project does not know its data: nothing is checked.
+
+    Raises:
+      UserError: it differs; the first differences are named.
+    """
+    path = workdir / DATA_FILE
+    if not path.exists():
+        return
+    found = data.differences(_read_json(path), description)
+    if found:
+        more = f"; and {len(found) - 3} more differences" if len(found) > 3 else ""
+        raise UserError(
+            f"the data is not what the run in {workdir} began with: "
+            f"{'; '.join(found[:3])}{more}. Bring the data back as it was, or give "
+            "another --workdir."
+        )
+
+
+def require_outside_data(workdir: pathlib.Path, data_path: str | None) -> None:
+    """Checks that a run does not write among the images that it reads.
+
+    Raises:
+      UserError: the workdir is the folder of the images, or lies in it.
+    """
+    if not data_path:
+        return
+    images = pathlib.Path(data_path).expanduser().resolve()
+    if images.is_dir() and workdir.resolve().is_relative_to(images):
+        raise UserError(
+            f"--workdir={workdir} lies in data.path = {data_path!r}, where it would be "
+            "read as a class; give a folder outside it."
+        )
+
+
+def _as_json(config) -> dict[str, Any]:
+    return json.loads(config.to_json_best_effort())
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"cannot read {path}: it holds no JSON object.")
+    return content
+
+
+def _refuse_other_config(
+    workdir: pathlib.Path, current: dict
+) -> dict[str, tuple[Any, Any]]:
+    """The fields that steer the run and differ: what they were and what they are."""
+    stored = _as_json(config_files.of_workdir(workdir))
+    old, new = fields.flat(stored), fields.flat(current)
+    # A field that only the run has is gone from this version of the project.
+    changed = {
+        name: (old[name], new[name])
+        for name in sorted(old.keys() & new.keys())
+        if old[name] != new[name] and name not in fields.FREE_FIELDS
+    }
+    refused = [
+        f"{name} (there {there!r}, now {now!r})"
+        for name, (there, now) in changed.items()
+        if name not in fields.STEERING_FIELDS
+    ]
+    if refused:
+        raise UserError(
+            f"{workdir} holds a run of another config: {', '.join(refused)}. Use "
+            "another --workdir, or the run's own settings."
+        )
+    return changed
+
+
+def _record(
+    workdir: pathlib.Path, steered: Mapping[str, tuple[Any, Any]], step: int
+) -> None:
+    if not steered:
+        return
+    path = workdir / CHANGES_FILE
+    lines = path.read_text() if path.exists() else ""
+    for name, (there, now) in steered.items():
+        _log.info(
+            "%s was %r until step %d and is %r from here on", name, there, step, now
+        )
+        change = {"step": step, "field": name, "before": there, "after": now}
+        lines += json.dumps(change) + "\n"
+    write_whole(path, lines)

@@ -1,0 +1,98 @@
+"""Weights that a model starts from: a run's own, or another run's."""
+
+import contextlib
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from abe_jax import models
+from abe_jax.errors import UserError
+from abe_jax.train_step import TrainState
+from abe_jax.workdir import CONFIG_FILE, checkpoints, locate
+
+_log = logging.getLogger(__name__)
+
+
+def model_section(config, *, restored: bool) -> ConfigDict:
+    """`config.model` for `models.create`, without weights that others replace.
+
+    Args:
+      config: the whole config.
+      restored: a checkpoint will be restored, so that no file of pretrained weights
+        needs to be there.
+    """
+    section = ConfigDict(config.model)
+    if restored or run_of(config) is not None:
+        with section.unlocked():
+            section.pretrained = None
+    return section
+
+
+def run_of(config) -> pathlib.Path | None:
+    """The workdir that `model.pretrained` names; None where it names a file.
+
+    Raises:
+      UserError: it is a folder without a run.
+    """
+    path = config.model.get("pretrained")
+    if not path or not os.path.isdir(os.path.expanduser(path)):
+        return None
+    folder = locate(path)
+    if not (folder / CONFIG_FILE).exists():
+        raise UserError(
+            f"model.pretrained = {path!r} is a folder without a run; give a file of "
+            "weights, or the workdir of a run."
+        )
+    return folder
+
+
+def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
+    """A new state with the weights of another run's newest checkpoint.
+
+    The layers that no published GoogLeNet has (`models.is_new_layer`) start at random
+    where their shapes differ, as with another number of learners.
+
+    Args:
+      state: as of `train_step.initial_state`.
+      workdir: of the other run.
+
+    Raises:
+      UserError: the run has no checkpoint, or its model is another one.
+    """
+    opened = checkpoints.Checkpoints(workdir, read_only=True)
+    with contextlib.closing(opened) as saved:
+        step, params, model_state = saved.restore_weights()
+    fresh: list[str] = []
+
+    def taken(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        found: dict[Any, Any] = traverse_util.flatten_dict(other)
+        ours: dict[Any, Any] = traverse_util.flatten_dict(own)
+        mixed = {}
+        for path, value in ours.items():
+            name = tuple(map(str, path))
+            there = found.get(name)
+            if there is not None and there.shape == value.shape:
+                mixed[path] = jnp.asarray(there, value.dtype)
+            elif models.is_new_layer(name):
+                mixed[path] = value
+                fresh.append(".".join(name))
+            else:
+                shape = "missing" if there is None else there.shape
+                raise UserError(
+                    f"model.pretrained = {str(workdir)!r} is a run of another model: "
+                    f"{'.'.join(name)} is {shape} there, and {value.shape} here."
+                )
+        return traverse_util.unflatten_dict(mixed)
+
+    started = state._replace(
+        params=taken(state.params, params),
+        model_state=taken(state.model_state, model_state),
+    )
+    new = f"; new are {', '.join(fresh)}" if fresh else ""
+    _log.info("the weights are those of %s after step %d%s", workdir, step, new)
+    return started

@@ -1,0 +1,154 @@
+"""A workdir belongs to one config and one set of data; what may change, does."""
+
+import json
+
+import pytest
+
+from abe_jax import data
+from abe_jax.errors import UserError
+from abe_jax.workdir import NotWritable, claim, fields, locate, lock
+from configs import quickstart
+
+DESCRIPTION = {
+    "fingerprint": "a",
+    "storage": "files",
+    "classes": {"train": {"ash": 3, "elm": 4}, "test": {"oak": 5}},
+}
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    """A workdir of the quickstart."""
+    claim.claim(tmp_path, quickstart.get_config(), DESCRIPTION, steered={}, step=0)
+    return tmp_path
+
+
+def test_an_empty_folder_is_anyones(tmp_path):
+    assert claim.require_own(tmp_path, quickstart.get_config(), DESCRIPTION) == {}
+
+
+def test_another_config_is_refused_with_the_difference(claimed):
+    config = quickstart.get_config()
+    config.loss.margin = 0.5
+    config.seed = 3
+    for check in (
+        lambda: claim.require_own(claimed, config, DESCRIPTION),
+        lambda: claim.require_run(claimed, config),
+    ):
+        with pytest.raises(
+            UserError, match=r"loss.margin \(there 1.0, now 0.5\), seed \(there 0, now"
+        ):
+            check()
+
+
+def other(value, name=""):
+    """Another value of the same type."""
+    if name.endswith("attention_blocks"):
+        return 3
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str) or value is None:
+        return {"shard_map": "pmap", "cosine": "constant"}.get(value, "elsewhere")
+    if isinstance(value, tuple):
+        return (1, 3)
+    return value + 1 if isinstance(value, int) else value * 2 + 0.1
+
+
+@pytest.mark.parametrize("name", fields.FREE_FIELDS)
+def test_free_fields_may_change(claimed, name):
+    config = quickstart.get_config()
+    section, field = name.split(".")
+    if field not in config[section]:
+        pytest.fail(f"{name} is not a field any more")
+    config[section][field] = other(config[section][field])
+    assert claim.require_own(claimed, config, DESCRIPTION) == {}
+    claim.require_run(claimed, config)
+
+
+@pytest.mark.parametrize("name", fields.STEERING_FIELDS)
+def test_steering_fields_may_change_and_it_is_recorded(claimed, name):
+    config = quickstart.get_config()
+    section, field = name.split(".")
+    before = config[section][field]
+    after = config[section][field] = other(before)
+    steered = claim.require_own(claimed, config, DESCRIPTION)
+    assert steered == {name: (before, after)}
+    claim.claim(claimed, config, DESCRIPTION, steered=steered, step=7)
+    (line,) = (claimed / "changes.jsonl").read_text().splitlines()
+    want = {"step": 7, "field": name, "before": before, "after": after}
+    assert json.loads(line) == want
+    assert claim.require_own(claimed, config, DESCRIPTION) == {}
+
+
+def test_every_other_field_is_fixed(claimed):
+    config = quickstart.get_config()
+    may_change = {*fields.FREE_FIELDS, *fields.STEERING_FIELDS}
+    fixed = [name for name in fields.flat(config) if name not in may_change]
+    assert len(fixed) > 30
+    for name in fixed:
+        config = quickstart.get_config()
+        *sections, field = name.split(".")
+        section = config[sections[0]] if sections else config
+        section[field] = other(section[field], name)
+        with pytest.raises(UserError, match=f"another config: {name} "):
+            claim.require_own(claimed, config, DESCRIPTION)
+
+
+def test_other_data_is_refused_with_the_difference(claimed):
+    config = quickstart.get_config()
+    classes = {"train": {"alder": 9, "ash": 3}, "test": {"elm": 4, "oak": 5}}
+    now = {"fingerprint": "b", "storage": "files", "classes": classes}
+    assert data.differences(DESCRIPTION, now)
+    with pytest.raises(
+        UserError, match="is not what the run in .* began with"
+    ) as error:
+        claim.require_own(claimed, config, now)
+    for word in ("alder", "elm", "Bring the data back"):
+        assert word in str(error.value)
+    with pytest.raises(UserError, match="began with"):
+        claim.require_same_data(claimed, now)
+    claim.require_same_data(claimed, DESCRIPTION)
+
+
+def test_a_run_of_an_earlier_version_learns_its_data(claimed):
+    (claimed / "data.json").unlink()
+    config = quickstart.get_config()
+    claim.claim(claimed, config, DESCRIPTION, steered={}, step=0)
+    assert json.loads((claimed / "data.json").read_text()) == DESCRIPTION
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_file_is_named(claimed, name, text):
+    (claimed / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        claim.require_own(claimed, quickstart.get_config(), DESCRIPTION)
+
+
+def test_a_workdir_among_the_images_is_refused(tmp_path):
+    images = tmp_path / "images"
+    (images / "ash").mkdir(parents=True)
+    for inside in (images, images / "runs" / "one"):
+        with pytest.raises(UserError, match="would be read as a class; give a folder"):
+            claim.require_outside_data(inside, str(images))
+    claim.require_outside_data(tmp_path / "runs", str(images))
+    claim.require_outside_data(tmp_path / "images.run", str(images))
+    claim.require_outside_data(tmp_path / "runs", None)
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b/r", "hdfs://b/r", " ", ""])
+def test_remote_and_empty_workdirs_are_refused(path):
+    with pytest.raises(UserError, match="local folder|is empty"):
+        locate(path)
+
+
+def test_home_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate("~/run") == tmp_path / "run"
+
+
+def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotWritable, match="cannot write to --workdir"):
+        with lock.hold(tmp_path / "file" / "run"):
+            pass
