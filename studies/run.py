@@ -14,6 +14,7 @@ import platform
 import subprocess
 import time
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -49,25 +50,18 @@ def run(
     data: str, row: str, seed: int, part: str, path: str | None, folder: pathlib.Path
 ) -> dict:
     """Trains and evaluates a row, or goes on with it; returns its line."""
-    from abe_jax import evaluate, train
+    from abe_jax import train
 
-    began, members, evaluations = time.perf_counter(), grid.ROWS[row].members, []
+    began, members = time.perf_counter(), grid.ROWS[row].members
+    runs = []
     for member in range(members):
         config = grid.config_of(data, row, seed + 1000 * member, part, path)
-        if members > 1:
-            config.model.embedding_dim //= members
+        config.model.embedding_dim //= members
         name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
-        workdir = str(folder / name)
-        train.train_and_evaluate(config, workdir)
-        if members > 1:
-            evaluations.append(evaluate.evaluate_checkpoint(config, workdir))
-    if members > 1:
-        together = np.concatenate([e.embeddings for e in evaluations], axis=1)
-        labels = evaluations[0].queries.labels
-        measured = evaluate.measure(together, labels, config.eval.recall_at)
-    else:
-        text = (pathlib.Path(workdir) / "evaluation.json").read_text()
-        measured = {k: v for k, v in json.loads(text).items() if k != "protocol"}
+        runs.append((config, str(folder / name)))
+        train.train_and_evaluate(*runs[-1])
+    measured = _measured(runs[0][1]) if members == 1 else _measured_together(runs)
+    config = runs[0][0]
     return {
         **{"data": data, "row": row, "seed": seed, "part": part},
         "overrides": grid.ROWS[row].overrides,
@@ -79,6 +73,21 @@ def run(
         "jax": metadata.version("jax"),
         **{k: v for k, v in measured.items() if k != "step"},
     }
+
+
+def _measured(workdir: str) -> dict:
+    evaluation = json.loads((pathlib.Path(workdir) / "evaluation.json").read_text())
+    return {k: v for k, v in evaluation.items() if k != "protocol"}
+
+
+def _measured_together(runs: list[tuple[Any, str]]) -> dict:
+    """The members' embeddings concatenated, as if they were one model's learners."""
+    from abe_jax import evaluate
+
+    evaluations = [evaluate.evaluate_checkpoint(*run) for run in runs]
+    together = np.concatenate([e.embeddings for e in evaluations], axis=1)
+    labels = evaluations[0].queries.labels
+    return evaluate.measure(together, labels, runs[0][0].eval.recall_at)
 
 
 def _output(*command: str) -> str:
