@@ -111,10 +111,16 @@ def _main(argv: Sequence[str]) -> None:
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    from abe_jax import processes, train  # not above: --help needs no JAX
+    from abe_jax import processes  # not above: --help needs no JAX
 
+    processes.check_compiler_flags()
     if _several_processes():
         processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
+    devices = processes.describe_devices()
+    if processes.is_first():
+        command_line.tell(f"{_MODE.value} on {devices}")
+    from abe_jax import train  # what takes longest
+
     module, function_name = mode.function.split(":")
     function = getattr(importlib.import_module(module), function_name)
     values = {name: flags.FLAGS[name].value for name in mode.takes}
@@ -159,15 +165,16 @@ def _guarded_main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         lost = "stopped at once; what was done since the last checkpoint is lost."
         _fail(UserError(lost), 128 + signal.SIGINT)
-    except RuntimeError as error:  # JAX's own, such as a collective's
+    except (MemoryError, RuntimeError, ValueError) as error:  # as JAX's own are
+        from abe_jax import processes
+
+        known = processes.explain(error)
+        if known is not None:
+            _fail(known, 1)
         if not _several_processes():
             raise
-        reason = str(error).strip().splitlines()[0]
-        ended = (
-            "another process of this run ended, or the network failed; start all of "
-            f"them again to go on from the newest checkpoint ({reason})."
-        )
-        _fail(UserError(ended), 1)
+        traceback.print_exc()
+        _leave(1)
 
 
 def _forget(error: BaseException | None) -> None:
@@ -182,11 +189,15 @@ def _fail(error: UserError, status: int) -> NoReturn:
     command_line.tell(error)
     _forget(error)
     if _several_processes():
-        # Python's own way out would wait for the others, who wait for this one.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _leave(status)
     sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    # Python's own way out would wait for the other processes, who wait for this one.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _help() -> str:

@@ -4,6 +4,16 @@ Process 0 is the one that writes files and talks to people. All take every step
 together; what one of them decides alone, such as to stop on a signal, they vote on.
 """
 
+import ctypes
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -14,7 +24,43 @@ from abe_jax.errors import UserError
 
 # A process that says nothing for this long is taken for dead.
 _HEARTBEAT_SECONDS = 20
+# How long the first to come waits for the last, and when it says so.
 _START_SECONDS = 300
+_SILENT_SECONDS = 15
+
+# What XLA calls by names of its own, so that `jax.devices()` tells another.
+_PLATFORMS = {"cuda": "gpu", "rocm": "gpu", "gpu": "gpu", "tpu": "tpu"}
+
+# In what JAX, gRPC, gloo and NCCL say when somebody else is gone.
+_OF_ANOTHER = re.compile(
+    r"gloo|nccl|coordination|heartbeat|socket closed|connection (closed|reset)|"
+    r"unavailable|unhealthy",
+    re.IGNORECASE,
+)
+_AGAIN = "start all of them again to go on from the newest checkpoint"
+
+_log = logging.getLogger(__name__)
+
+
+def check_compiler_flags() -> None:
+    """Reads XLA_FLAGS in another process first: XLA ends the one where it finds a typo.
+
+    Raises:
+      UserError: XLA does not take them.
+    """
+    value = os.environ.get("XLA_FLAGS", "").strip()
+    if not value:
+        return
+    program = "from jaxlib import xla_client; xla_client.CompileOptions()"
+    read = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    if read.returncode:
+        reason = re.search(r"^[EF]\d{4} .*?\] (.*)$", read.stderr, re.MULTILINE)
+        raise UserError(
+            f"XLA does not take XLA_FLAGS={value!r}: "
+            f"{reason[1] if reason else read.stderr[-300:]}"
+        )
 
 
 def join(address: str | None, count: int | None, index: int | None) -> None:
@@ -40,17 +86,128 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
         raise UserError(
             f"--process_id={index} is not one of {count} processes; they count from 0."
         )
-    try:
+    _reach_directly(address)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def connect() -> None:
         jax.distributed.initialize(
             address,
             count,
             index,
-            initialization_timeout=_START_SECONDS,
+            initialization_timeout=2 * _START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
+
+    try:
+        _in_time(connect, "process 0" if address is None else address)
     except (ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the processes did not find each other: {reason}") from error
+    # JAX has put a handler of its own there, which only takes note.
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    _abort_in_one_line()
+
+
+def _reach_directly(address: str | None) -> None:
+    """Keeps gRPC from asking a web proxy for the other processes."""
+    names = ["localhost", "127.0.0.1", "::1"]
+    if address is not None:
+        names.append(address.rpartition(":")[0].strip("[]"))
+    known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
+    os.environ["no_grpc_proxy"] = ",".join([*([known] if known else []), *names])
+    jax.config.update("jax_check_proxy_envs", False)  # which only warns
+
+
+def _in_time(connect: Callable[[], None], where: str) -> None:
+    """Connects, or raises UserError when the others do not come.
+
+    In a thread: JAX is deaf to signals while it waits, and ends the process by abort()
+    when its own time is up.
+    """
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            connect()
+        except Exception as error:  # for the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(min(_SILENT_SECONDS, _START_SECONDS))
+    if thread.is_alive():
+        _log.warning("waiting for the other processes of the run, at %s", where)
+        thread.join(max(0, _START_SECONDS - _SILENT_SECONDS))
+    if thread.is_alive():
+        raise UserError(
+            f"the other processes did not come within {_START_SECONDS} s; start all of "
+            f"them, and see that each reaches {where}."
+        )
+    if errors:
+        raise errors[0]
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    del number
+    line = (
+        "abe_jax: ended from within JAX, as the lines above say; most likely another "
+        f"process of this run ended: {_AGAIN}.\n"
+    )
+    os.write(2, line.encode())
+    os._exit(1)
+
+
+def _abort_in_one_line() -> None:
+    """JAX calls abort() in a process whose coordinator is gone; no exception tells."""
+    handle = ctypes.CDLL(None).signal
+    handle.restype = ctypes.c_void_p
+    handle(signal.SIGABRT, _on_abort)
+
+
+def explain(error: Exception) -> UserError | None:
+    """What an error from within JAX means for the user; None where nobody knows."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        return UserError(
+            f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
+            "set train.chunks or model.rematerialize."
+        )
+    if jax.distributed.is_initialized() and _OF_ANOTHER.search(str(error)):
+        return UserError(
+            "another process of this run ended, or the network failed; "
+            f"{_AGAIN} ({reason})."
+        )
+    return None
+
+
+def describe_devices() -> str:
+    """All devices of the run, in words: "8 gpu devices (NVIDIA H100), 2 processes".
+
+    Raises:
+      UserError: JAX cannot use what JAX_PLATFORMS names first.
+    """
+    wanted = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
+    try:
+        devices = jax.devices()
+        reason = f"it finds only {devices[0].platform}"
+    except (AssertionError, RuntimeError) as error:
+        devices, reason = None, str(error) or "no such plug-in"
+    platform = _PLATFORMS.get(wanted)
+    if devices is None or platform not in (None, devices[0].platform):
+        raise UserError(
+            f"JAX cannot use {wanted or 'any device'} here ({reason}); install its "
+            "plug-in (the extra cuda or tpu of abe_jax), or unset JAX_PLATFORMS to "
+            "take what there is."
+        )
+    kinds = sorted({device.device_kind for device in devices})
+    platform = devices[0].platform
+    named = "" if kinds == [platform] else f" ({', '.join(kinds)})"
+    several = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    plural = "" if len(devices) == 1 else "s"
+    return f"{len(devices)} {platform} device{plural}{named}{several}"
 
 
 def is_first() -> bool:

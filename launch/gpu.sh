@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=launch/command.sh
 source "$(dirname "${BASH_SOURCE[0]}")/command.sh"
 
-# cuda comes first: without a usable GPU that is an error, not a slow run on the CPU.
+# abe_jax.main refuses to run where what comes first cannot be used.
 environment=('JAX_PLATFORMS=cuda,cpu')
 gpus=''
 while (($#)) && [[ $1 != -- ]]; do

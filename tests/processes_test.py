@@ -1,5 +1,6 @@
 """Two real processes on this machine: the same numbers, one death, a restart."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -165,6 +166,148 @@ def test_evaluation_finds_the_same_on_any_devices_and_processes(tmp_path):
             assert learner["recall"] == same["recall"]
 
 
+@pytest.mark.slow
+def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    run_on(2, *STEPS, f"--workdir={alone}")
+    with two_processes(*STEPS, f"--workdir={pair}") as two:
+        wait_for_step(pair, 10, two)
+        two[0].kill()
+        died = time.monotonic()
+        _, errors = two[1].communicate(timeout=60)
+        assert time.monotonic() - died < 60
+        assert two[1].returncode == 1
+    assert "another process of this run ended" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    run_two(*STEPS, f"--workdir={pair}")
+    assert losses_of(pair) == losses_of(alone)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
+    workdir = f"--workdir={tmp_path}"
+    run_on(2, *SMALL, "--config.train.steps=4", workdir)
+    # So many images that it is still drawing them when the signal comes.
+    many = ("--config.data.birds_images_per_class=8", workdir, "--mode=evaluate")
+    with two_processes(*SMALL, *many, "--config.train.steps=4") as two:
+        line = two[0].stderr.readline()
+        assert "evaluate on 2 cpu devices, 2 processes" in line
+        for process in two:
+            process.send_signal(signal.SIGTERM)
+        for process in two:
+            process.communicate(timeout=20)
+            assert process.returncode in (-signal.SIGTERM, 1)
+        assert two[0].returncode == -signal.SIGTERM
+
+
+def called_alone(program, **environment):
+    """Runs a few lines on this module in a process of their own, as JAX is for each."""
+    lines = "import os\nfrom abe_jax import processes\n" + program
+    return subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", **environment},
+    )
+
+
+JOIN = """
+processes._START_SECONDS = {seconds}
+try:
+    processes.join("127.0.0.1:{port}", 2, {index})
+    print("joined", flush=True)
+except processes.UserError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_peers_that_never_come_are_one_line(index):
+    """JAX ends such a process by abort(), with a page of C++."""
+    port = free_port()
+    ended = called_alone(JOIN.format(seconds=3, port=port, index=index))
+    assert ended.returncode == 0, ended.stderr
+    assert "the other processes did not come within 3 s; start all of" in ended.stdout
+    assert f"each reaches 127.0.0.1:{port}" in ended.stdout
+
+
+def test_a_web_proxy_is_not_asked_for_the_other_processes():
+    port = free_port()
+    proxy = f"http://127.0.0.1:{free_port()}"
+    environment = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": "a.example"}
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        ended = list(
+            both.map(
+                lambda index: called_alone(
+                    JOIN.format(seconds=60, port=port, index=index), **environment
+                ),
+                range(2),
+            )
+        )
+    assert [process.stdout for process in ended] == ["joined\n"] * 2
+    assert "proxy" not in ended[0].stderr + ended[1].stderr
+
+
+@pytest.mark.parametrize(
+    ("platforms", "reason"),
+    [
+        ("cuda", "JAX cannot use cuda here (no such plug-in); install its plug-in"),
+        ("cuda,cpu", "JAX cannot use cuda here (it finds only cpu); install its"),
+        ("gpu", "JAX cannot use gpu here (Unable to initialize backend"),
+        ("tpu,cpu", "JAX cannot use tpu here (Unable to initialize backend 'tpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(platforms, reason, tmp_path):
+    status, output, errors = run(
+        *SMALL,
+        f"--workdir={tmp_path / 'run'}",
+        env={**os.environ, "JAX_PLATFORMS": platforms},
+    )
+    assert (status, output) == (1, "")
+    assert reason in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--xla_cpu_use_fusion=1", "Unknown flag in XLA_FLAGS: --xla_cpu_use_fusion=1"),
+        (
+            "--xla_backend_optimization_level=many",
+            "Couldn't interpret value many for flag xla_backend_optimization_level.",
+        ),
+    ],
+)
+def test_a_compiler_flag_that_is_none_is_one_line(flags, reason, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    status, _, errors = run(*SMALL, f"--workdir={tmp_path}", env=environment)
+    assert status == 1
+    assert errors == f"abe_jax: XLA does not take XLA_FLAGS={flags!r}: {reason}\n"
+
+
+def test_the_devices_are_named():
+    assert processes.describe_devices() == "8 cpu devices"
+    ended = called_alone("print(processes.describe_devices())", JAX_NUM_CPU_DEVICES="1")
+    assert ended.stdout == "1 cpu device\n"
+
+
+def test_only_what_another_process_causes_is_put_down_to_it(monkeypatch):
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    assert processes.explain(lost) is None  # there is no other
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    assert "another process of this run ended" in str(processes.explain(lost))
+    assert processes.explain(RuntimeError("INVALID_ARGUMENT: shapes")) is None
+    memory = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nMore")
+    assert str(processes.explain(memory)).startswith(
+        "out of memory (RESOURCE_EXHAUSTED"
+    )
+    assert "lower train.batch_size" in str(processes.explain(MemoryError()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,6 +334,7 @@ def test_no_cluster_is_told(monkeypatch):
         raise ValueError("coordinator_address should be defined.\nMore.")
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setenv("no_grpc_proxy", "")
     with pytest.raises(UserError, match="did not find each other: coordinator_address"):
         processes.join(None, None, None)
 
