@@ -5,8 +5,10 @@ import pytest
 
 from abe_jax import data
 from abe_jax.data import samplers
+from abe_jax.data.memory import InMemory
 from abe_jax.data.pipeline import Subset
 from abe_jax.errors import UserError
+from configs import default
 
 
 class Numbered:
@@ -15,6 +17,8 @@ class Numbered:
     def __init__(self, number):
         self.labels = (np.arange(number) // 5).astype(np.int32)
         self.class_names = tuple(map(str, range(-(-number // 5))))
+        self.storage = "made"
+        self.names = tuple(map(str, range(number)))
 
     def __len__(self):
         return len(self.labels)
@@ -110,3 +114,31 @@ def test_a_bad_image_is_told_from_a_thread():
     subset = Subset(Bad(20), np.arange(20))
     with pytest.raises(UserError, match="cannot read 0.png"):
         list(data.evaluation_batches(subset, 4, data.Reading()))
+
+
+class Counted(Numbered):
+    """Counts how often each image is read in this process."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.reads = np.zeros(number, int)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return super().__getitem__(index)
+
+
+def test_what_is_kept_in_memory_is_read_once_whatever_the_workers():
+    """Workers would each keep a copy, and read anew at every evaluation."""
+    config = default.get_config().data
+    config.in_memory, config.num_workers, config.num_threads = True, 2, 1
+    reading = data.Reading.of_process(config, 0, 1)
+    source = Counted(40)
+    subset = Subset(InMemory(source), np.arange(40))
+    sampler = samplers.ClassSampler(subset.labels, 8, 4, seed=0)
+    for _ in range(2):
+        list(data.train_batches(subset, sampler, start=0, stop=30, reading=reading))
+        list(data.evaluation_batches(subset, 8, reading))
+    assert (source.reads == 1).all()
+    config.in_memory = False
+    assert data.Reading.of_process(config, 0, 1).num_workers == 2

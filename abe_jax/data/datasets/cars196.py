@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from abe_jax.data.datasets import mat_file
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import (
     PARQUET_LABELS,
@@ -26,6 +27,7 @@ from abe_jax.data.datasets.listing import (
     Listing,
     Record,
     as_id,
+    as_number,
     check_counts,
     check_files,
     check_ids,
@@ -250,16 +252,16 @@ def _record(path: str, name: str, class_id: Any, box: Sequence[Any]) -> Record:
     """A record whose role is not yet known."""
     corners: Box | None = None
     if len(box) == 4:
-        left, top, right, bottom = map(float, box)
+        left, top, right, bottom = (as_number(str(x), f"box of {name}") for x in box)
         corners = (left, top, right, bottom)
-    return Record(path, name, str(int(class_id)), "", corners)
+    return Record(path, name, str(as_id(str(class_id), name)), "", corners)
 
 
-def _box_fields(rows: Any) -> list[str]:
+def _box_fields(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Names of the fields with left, top, right, bottom; none where there are none."""
     corners = ("x1", "y1", "x2", "y2")
     for prefix in ("bbox_", ""):
-        if f"{prefix}x1" in rows.dtype.names:
+        if all(prefix + corner in rows[0] for corner in corners):
             return [prefix + corner for corner in corners]
     return []
 
@@ -283,20 +285,28 @@ def _class_names(tree: Tree) -> dict[str, str]:
     if found := tree.find("names.csv"):
         names = [line.strip().strip('"') for line in tree.lines(found[0])]
     elif tree.find("cars_meta.mat"):
-        names = [str(n) for n in _mat(tree, "cars_meta.mat", "class_names")]
+        names = [str(n) for n in _variable(tree, "cars_meta.mat", "class_names")]
     else:
         names = []
     return {str(number): name for number, name in enumerate(names, 1)}
 
 
-def _mat(tree: Tree, name: str, variable: str = "annotations") -> Any:
-    """A variable of a MATLAB file: structs by field name.
+def _mat(tree: Tree, name: str) -> list[dict[str, Any]]:
+    """The annotations in a MATLAB file, by field name.
 
     Raises:
       UserError: no such file, two of them, or another content.
     """
-    from scipy import io
+    rows = _variable(tree, name, "annotations")
+    if not rows or not isinstance(rows[0], dict) or "class" not in rows[0]:
+        raise UserError(
+            f"{name} has no field 'class'; the labels are in the file of the "
+            "same name 'withlabels' or in cars_annos.mat."
+        )
+    return rows
 
+
+def _variable(tree: Tree, name: str, variable: str) -> list[Any]:
     found = tree.find(name)
     if len(found) != 1:
         raise UserError(
@@ -304,19 +314,11 @@ def _mat(tree: Tree, name: str, variable: str = "annotations") -> Any:
             "folder of one copy."
         )
     try:
-        content = io.loadmat(tree.files[found[0]], squeeze_me=True)[variable]
-        # squeeze_me makes a scalar of a struct array of one row.
-        rows = content.reshape(-1)
-    except (KeyError, NotImplementedError, OSError, TypeError, ValueError) as error:
+        return mat_file.load(tree.files[found[0]], variable)
+    except ValueError as error:
         raise UserError(
             f"{found[0]} is not the MATLAB file that Cars-196 has: {error}."
         ) from error
-    if variable == "annotations" and "class" not in (rows.dtype.names or ()):
-        raise UserError(
-            f"{name} has no field 'class'; the labels are in the file of the "
-            "same name 'withlabels' or in cars_annos.mat."
-        )
-    return rows
 
 
 DATASET = DataSet(

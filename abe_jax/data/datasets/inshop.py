@@ -123,6 +123,11 @@ def _boxes(tree: Tree) -> dict[str, Box]:
     boxes = {}
     for line in tree.lines(found[0])[2:] if found else ():
         name, *cells = line.split()
+        if len(cells) < 4:
+            raise UserError(
+                f"{found[0]} has a line without four corners: {line.strip()[:60]!r}; "
+                "take the original file."
+            )
         x_1, y_1, x_2, y_2 = (as_number(c, found[0]) for c in cells[-4:])
         boxes[name] = (x_1, y_1, x_2, y_2)
     return boxes

@@ -5,17 +5,23 @@ import logging
 import pathlib
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 from abe_jax.data.datasets.listing import PARQUET_LABELS
+from abe_jax.data.decoding import reason
 from abe_jax.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tgz", ".tar.gz", ".tar")
 
 _log = logging.getLogger(__name__)
+
+# Images are compressed already: an archive is hardly smaller than what is in it.
+_MAX_RATIO = 100
+_MAX_ANYWAY = 2**30  # bytes
+_MAX_MEMBERS = 5_000_000
 
 _HALF = re.compile(r"(train|test)[-.]")
 
@@ -28,7 +34,8 @@ def is_packed(name: str) -> bool:
 def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) -> None:
     """Unpacks a zip, tar or tgz file.
 
-    Members whose path leads out of the folder, links and devices are refused.
+    Members whose path leads out of the folder, links and devices are refused, and so is
+    what unpacks to so much more than it holds that it cannot be images.
 
     Args:
       path: the archive.
@@ -37,26 +44,22 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) ->
         warning, instead of refused.
 
     Raises:
-      UserError: it is damaged, needs a password, or does not fit on the disk.
+      UserError: it is damaged, unsafe, needs a password, or does not fit on the disk.
+      OSError: the folder cannot be written to.
     """
     _log.info("unpacking %s", path)
     folder.mkdir(parents=True, exist_ok=True)
+    unpack_it = _unpack_zip if path.name.lower().endswith(".zip") else _unpack_tar
     try:
-        if path.name.lower().endswith(".zip"):
-            _unpack_zip(path, folder, skip_encrypted)
-        else:
-            with tarfile.open(path) as archive:
-                _require_room(sum(m.size for m in archive), folder, path)
-                archive.extractall(folder, filter="data")
-    except (
-        EOFError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        unpack_it(path, folder, skip_encrypted)
+    except UserError:
+        raise
+    except Exception as error:  # damage shows in many ways
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is the disk's
         raise UserError(
-            f"cannot unpack {path.name}: {error}; the archive is damaged or cut short, "
-            "copy it again."
+            f"cannot unpack {path.name}: {reason(error)}; the archive is damaged or "
+            "cut short, copy it again."
         ) from error
 
 
@@ -72,8 +75,50 @@ def _unpack_zip(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) 
                 raise UserError(text)
             _log.warning("%s", text)
             return
-        _require_room(sum(m.file_size for m in members), folder, path)
+        total = 0
+        for number, member in enumerate(members, 1):
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            _refuse_unsafe(path, member.filename, plain)
+            total += member.file_size
+            _refuse_bomb(path, total, number)
+        _require_room(total, folder, path)
         archive.extractall(folder)
+
+
+def _unpack_tar(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) -> None:
+    del skip_encrypted  # it knows no passwords
+    with tarfile.open(path) as archive:
+        total = 0
+        for number, member in enumerate(archive, 1):
+            _refuse_unsafe(path, member.name, member.isreg() or member.isdir())
+            total += member.size
+            _refuse_bomb(path, total, number)  # before what it holds is looked at
+        _require_room(total, folder, path)
+        archive.extractall(folder, filter="data")
+
+
+def _refuse_unsafe(path: pathlib.Path, name: str, plain: bool) -> None:
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
+        raise UserError(
+            f"{path.name} holds {name!r}, which leads out of the folder that it is "
+            "unpacked to: it is no data set, but a trap."
+        )
+    if not plain:
+        raise UserError(
+            f"{path.name} holds {name!r}, which is neither a file nor a folder; unpack "
+            "it yourself and give the folder, if you trust it."
+        )
+
+
+def _refuse_bomb(path: pathlib.Path, total: int, number: int) -> None:
+    bound = max(_MAX_RATIO * path.stat().st_size, _MAX_ANYWAY)
+    if total > bound or number > _MAX_MEMBERS:
+        raise UserError(
+            f"{path.name} unpacks to more than {min(total, bound) / 2**30:,.1f} GiB in "
+            f"{number:,} files, which no images of {path.stat().st_size / 2**20:,.1f} "
+            "MiB do; unpack it yourself and give the folder, if you trust it."
+        )
 
 
 def _require_room(needed: int, folder: pathlib.Path, path: pathlib.Path) -> None:
@@ -126,13 +171,21 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[bytes, int]]:
             for row in batch.to_pylist():
                 image = row["image"]
                 data = image["bytes"] if isinstance(image, dict) else image
-                if data is None:
+                if not isinstance(data, bytes):
                     raise UserError(
                         f"{path.name} holds links to images, not the images; take a "
                         "mirror that holds them."
                     )
                 yield data, int(row["label"])
-    except (KeyError, TypeError, OSError, pyarrow.ArrowException) as error:
+    except UserError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        OSError,
+        pyarrow.ArrowException,
+    ) as error:
         raise UserError(
             f"cannot read images and labels from {path.name}: {error}."
         ) from error

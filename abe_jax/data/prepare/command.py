@@ -26,8 +26,12 @@ from abe_jax.data.prepare import layouts, origin, place
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 
-_KNOWN = [name for name, dataset in DATASETS.items() if dataset.read]
-_DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(_KNOWN)}.")
+
+def _known() -> list[str]:
+    return [name for name, dataset in DATASETS.items() if dataset.read]
+
+
+_DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}.")
 _SOURCE = flags.DEFINE_string(
     "source", None, "Folder, zip or tgz file with the data set, in any known layout."
 )
@@ -92,8 +96,8 @@ def prepare(
       UserError: something in the arguments or the data that the user can mend.
     """
     storing = storing or Storing()
-    if dataset not in _KNOWN:
-        raise UserError(f"--dataset is {dataset!r}; known are {', '.join(_KNOWN)}.")
+    if dataset not in DATASETS or DATASETS[dataset].read is None:
+        raise UserError(f"--dataset is {dataset!r}; known are {', '.join(_known())}.")
     if storing.size < 16 or not 1 <= storing.quality <= 100:
         raise UserError(
             f"--size is {storing.size} and --quality {storing.quality}; a size of at "
