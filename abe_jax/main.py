@@ -162,7 +162,8 @@ def _guarded_main(argv: Sequence[str]) -> None:
         _main(argv)
     except UserError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        _forget(interrupt)
         lost = "stopped at once; what was done since the last checkpoint is lost."
         _fail(UserError(lost), 128 + signal.SIGINT)
     except (MemoryError, RuntimeError, ValueError) as error:  # as JAX's own are
@@ -170,6 +171,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
 
         known = processes.explain(error)
         if known is not None:
+            _forget(error)
             _fail(known, 1)
         if not _several_processes():
             raise

@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -105,7 +107,7 @@ def matrix_rate(dtype: Any = jnp.float32) -> float:
 
 
 def machine() -> dict[str, str]:
-    """Commit, versions and device of this run."""
+    """Date, commit, versions, device and benchmark of this run."""
     versions = {"python": platform.python_version(), "jax": jax.__version__}
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -120,11 +122,21 @@ def machine() -> dict[str, str]:
         text=True,
     ).stdout.strip()
     return {
-        "commit": commit,
-        "device": jax.devices()[0].device_kind,
         "date": time.strftime("%Y-%m-%d"),
+        "commit": commit,
+        "device": f"{_processor()}, {len(os.sched_getaffinity(0))} cores",
+        "benchmark": pathlib.Path(sys.argv[0]).stem,
         **versions,
     }
+
+
+def _processor() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    text = pathlib.Path("/proc/cpuinfo").read_text()
+    found = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def show(rows: Sequence[dict[str, Any]], path: str | None) -> None:

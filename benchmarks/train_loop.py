@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--path", help="config.data.path")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--windows", type=int, default=4, help="log lines of a turn")
+    parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
     host_memory.keep_freed_memory()  # as abe_jax.main does
     config = side_by_side.config(args.config)
@@ -92,7 +93,7 @@ def main() -> None:
         }
         for name, seen in rates.items()
     ]
-    side_by_side.show(rows, None)
+    side_by_side.show(rows, args.json)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain's and the command line's processes inherit these.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Half the time of a test run is compilation, and none of it needs fast code.
-_QUICK_TO_COMPILE = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later
-    _QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(
-    (*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))
-)
+# Half the time of a test run is compilation, and none of it needs fast code. Users'
+# programs are optimised: ABE_JAX_TESTS_OPTIMIZED=1 tests them as they are.
+if not os.environ.get("ABE_JAX_TESTS_OPTIMIZED"):
+    _QUICK_TO_COMPILE = [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # gone later
+        _QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(
+        (*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))
+    )
 _CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 

@@ -48,6 +48,29 @@ def test_the_documentation_holds_what_the_script_prints(capsys):
     assert (ROOT / "docs" / "scaling.md").read_text().endswith(capsys.readouterr().out)
 
 
+def test_the_page_of_measurements_holds_what_the_script_prints():
+    history = load("history")
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert text.endswith(history.page())
+    assert len(text.splitlines()) - len(history.read()) < 80  # a page, and one table
+
+
+def test_the_newest_of_each_benchmark_counts():
+    history = load("history")
+    run = {"benchmark": "train_step", "model": "ABE-8", "size": 64, "batch": 32}
+    run |= {"dtype": "float32", "date": "d", "commit": None, "device": "c", "jax": "j"}
+    lines = [
+        run | {"images/s": 1.0},
+        run | {"dtype": "bfloat16"},
+        run | {"images/s": 2},
+    ]
+    newest = history.newest(lines)
+    assert newest == lines[:0:-1]
+    assert history.table(newest[:1]).splitlines()[2] == (
+        "| train_step | ABE-8, 64 x 64, batch 32 | 2 images/s | d |  | c, j |"
+    )
+
+
 def test_constants_are_those_of_the_model():
     parameters = nnx.state(abstract_model("googlenet"), nnx.Param)
     assert scaling.PARAMETERS == sum(p.size for p in jax.tree.leaves(parameters))
