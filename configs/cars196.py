@@ -10,10 +10,11 @@ image is a query among the others.
 Paper: Recall@1, 2, 4, 8 of 85.2, 90.5, 94.0, 96.1. Not reproduced here yet: this
 project has not trained on the real images.
 
-All else is that of `configs/default.py`: batches, loss and SGD with momentum are the
-paper's; learning rate, schedule, steps, weight decay and crops are ours and not yet
-tuned on this data. Choose them with --config.data.validation_fraction=0.2, which holds
-out a fifth of the training classes and does not look at the test classes.
+All else is that of `configs/default.py`: batches, loss, SGD with momentum, padded
+squares, plain crops and flips are the paper's; learning rate, schedule, steps and
+weight decay are ours and not yet tuned on this data. Choose them with
+--config.data.validation_fraction=0.2, which holds out a fifth of the training classes
+and does not look at the test classes.
 """
 
 from ml_collections import ConfigDict

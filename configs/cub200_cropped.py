@@ -13,8 +13,8 @@ The paper has such figures as rows of their own; they are not to be compared wit
 on whole images, and none is quoted here, as none was checked.
 
 The box is cut out when a record is read, so the records must be large enough: with
---size=512 (ours) a box of half the image's side still has 256 pixels. The square in the
-middle of the box is taken, as everywhere; --config.data.square=squeeze takes all of it.
+--size=512 (ours) a box of half the image's side still has 256 pixels. It is padded to a
+square, as everywhere; --config.data.square=squeeze fills the square with it.
 All else is that of `configs/cub200.py`.
 """
 

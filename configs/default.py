@@ -45,10 +45,10 @@ def get_config() -> ConfigDict:
     # Folder or zip file with one folder a class, or the --data_dir of abe_jax.prepare.
     data.path = placeholder(str)
     data.load_size = 256  # side of the squares that the host delivers (ours)
-    # How an image becomes that square. centre: its short side is load_size, and the
-    # middle is kept (ours); squeeze: all of it, its aspect lost (ours); pad: all of it,
-    # its aspect kept, padded where it is short (the paper's).
-    data.square = "centre"
+    # How an image becomes that square. pad: its long side is load_size, and the rest is
+    # the mean colour (the paper's way; the colour is ours); centre: its short side is
+    # load_size, and the middle is kept; squeeze: all of it, its aspect lost.
+    data.square = "pad"
     data.box_crop = False  # only the object's bounding box: cub200 and cars196
     data.image_size = 224  # side of the crops that the model sees
     data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images
@@ -60,11 +60,11 @@ def get_config() -> ConfigDict:
     data.birds_classes = 128  # of the generated birds
     data.birds_images_per_class = 24
 
-    # All of it (ours). Probabilities are 0 to 1; 0 switches a change off.
+    # All but crop and flip (ours). Probabilities are 0 to 1; 0 switches a change off.
     config.augment = augment = ConfigDict()
     # plain: image_size pixels anywhere in the square (paper); area: a part of the
     # square, resized.
-    augment.crop = "area"
+    augment.crop = "plain"
     augment.crop_area = (0.3, 1.0)  # of crop = area: of the image; above 1 zooms out
     augment.crop_aspect = 1.33  # of crop = area: widest width over height
     augment.flip = 0.5  # probability of a left-right flip

@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
             },
             # The artists differ in colour and line more than in shape.
             "augment": {
+                "crop": "area",
                 "crop_area": (0.6, 1.1),
                 "brightness": 0.2,
                 "contrast": 0.4,

@@ -35,7 +35,12 @@ def get_config() -> ConfigDict:
                 "birds_images_per_class": 40,
                 "in_memory": True,
             },
-            "augment": {"crop_area": (0.9, 1.0), "brightness": 0.1, "contrast": 0.2},
+            "augment": {
+                "crop": "area",
+                "crop_area": (0.9, 1.0),
+                "brightness": 0.1,
+                "contrast": 0.2,
+            },
             "train": {
                 "steps": 1600,
                 "optimizer": "adamw",

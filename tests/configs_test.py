@@ -49,6 +49,8 @@ def test_protocols_are_those_of_the_paper(name):
     assert (config.model.name, config.model.num_learners) == ("abe", 8)
     assert (config.model.embedding_dim, config.data.image_size) == (512, 224)
     assert (config.train.batch_size, config.data.sampler) == (64, "pairs")
+    assert (config.data.square, config.augment.crop) == ("pad", "plain")
+    assert (config.data.load_size, config.augment.flip) == (256, 0.5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
