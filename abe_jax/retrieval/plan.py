@@ -11,6 +11,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from abe_jax.retrieval.inputs import shown
+
 AXIS = "blocks"
 REPLICATED = P()
 _CPU_MEMORY_MB = 256.0
@@ -76,8 +78,8 @@ def make_plan(
         chosen = ()
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
         raise ValueError(
-            f"devices is {devices!r}; it must hold devices, as jax.devices() does, or "
-            "be None for all."
+            f"devices is {shown(devices)}; it must hold devices, as jax.devices() "
+            "does, or be None for all."
         )
     if block_memory_mb is None:
         # The CPU reports nothing, and its memory is the caller's as well.
@@ -89,15 +91,16 @@ def make_plan(
         memory = _mebibytes(block_memory_mb)
     try:
         level = lax.Precision(precision)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(
-            f"precision is {precision!r}; it must be 'highest', 'high' or 'default'."
+            f"precision is {shown(precision)}; it must be 'highest', 'high' or "
+            "'default'."
         ) from None
     if progress is None:
         return Plan(chosen, memory, level, None)
     if not callable(progress):
         raise ValueError(
-            f"progress is {progress!r}; it must be a function of (done, total)."
+            f"progress is {shown(progress)}; it must be a function of (done, total)."
         )
     report = progress
     return Plan(chosen, memory, level, lambda x: report(round(x * number), number))
@@ -110,7 +113,9 @@ def _mebibytes(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"block_memory_mb is {value!r}; it must be a number above 0.")
+        raise ValueError(
+            f"block_memory_mb is {shown(value)}; it must be a number above 0."
+        )
     return number * 2**20
 
 

@@ -6,6 +6,7 @@ import pytest
 # The extra 'peers' brings these; the default test run has no need of them.
 torch = pytest.importorskip("torch")
 neighbors = pytest.importorskip("sklearn.neighbors")
+metrics = pytest.importorskip("sklearn.metrics")
 accuracy_calculator = pytest.importorskip(
     "pytorch_metric_learning.utils.accuracy_calculator"
 )
@@ -27,10 +28,11 @@ def clusters(seed, number, classes, dim=32):
     return (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32), y
 
 
-def peer(e, y, g=None, gy=None):
+def peer(e, y, g=None, gy=None, k="max_bin_count", include=()):
     calculator = accuracy_calculator.AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
-        k="max_bin_count",
+        include=include
+        or ("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        k=k,
         device=torch.device("cpu"),
     )
     own = g is None
@@ -63,6 +65,39 @@ def test_equal_to_pytorch_metric_learning(number, classes, own):
     assert ours.map_at_r == pytest.approx(
         theirs["mean_average_precision_at_r"], abs=1e-6
     )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_each_query_equal_to_pytorch_metric_learning_and_scikit_learn(own):
+    e, y = clusters(7, 400, 30)
+    q, qy = (e, y) if own else (e[:150], y[:150])
+    g, gy = (e, y) if own else (e[150:], y[150:])
+    gallery = {} if own else {"gallery_embeddings": g, "gallery_labels": gy}
+    result = retrieval.evaluate_retrieval(q, qy, (1, 5), **gallery, per_query=True)
+    theirs = peer(
+        *((e, y) if own else (q, qy, g, gy)),
+        k=len(g) - int(own),
+        include=("mean_reciprocal_rank", "mean_average_precision"),
+    )
+    queries = result.queries
+    assert queries.mean_reciprocal_rank == pytest.approx(
+        theirs["mean_reciprocal_rank"], abs=1e-6
+    )
+    assert queries.mean_average_precision == pytest.approx(
+        theirs["mean_average_precision"], abs=1e-6
+    )
+    sims = q.astype(np.float64) @ g.astype(np.float64).T
+    for place, row in enumerate(queries.rows):
+        others = np.arange(len(g)) != row if own else np.ones(len(g), bool)
+        right, scores = gy[others] == qy[row], sims[row, others]
+        assert queries.num_positives[place] == right.sum()
+        assert queries.average_precision[place] == pytest.approx(
+            metrics.average_precision_score(right, scores)
+        )
+        nearest = right[np.argsort(-scores)]
+        assert queries.first_rank[place] == 1 + nearest.argmax()
+        for k in (1, 5):
+            assert queries.precision[k][place] == pytest.approx(nearest[:k].mean())
 
 
 def test_neighbours_of_scikit_learn_and_pytorch():
