@@ -220,7 +220,8 @@ def _evaluation_of(
             content = json.loads((folder / EVALUATION_FILE).read_text())
             evaluate.scalars(content)
             ranks = tuple(int(k) for k in content["recall"])
-            if content["step"] == step and ranks == tuple(recall_at):
+            own = "other_data" not in content["protocol"]
+            if own and content["step"] == step and ranks == tuple(recall_at):
                 found = content
     return found if processes.all_agree(found is not None) else None
 

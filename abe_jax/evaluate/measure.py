@@ -1,6 +1,7 @@
 """Embeddings and labels to the fields of `evaluation.json` that speak of retrieval."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from abe_jax import processes, retrieval
 from abe_jax.errors import UserError
 from abe_jax.evaluate.diversity import diversity
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,11 @@ def measure(
         one(embeddings[:, m], None if gallery is None else gallery[0][:, m])
         for m in range(embeddings.shape[1])
     ]
+    if gallery is not None and ensemble.num_copies == ensemble.num_queries:
+        _log.warning(
+            "every query has its like (cosine 1) in the gallery: are the queries part "
+            "of it? Then they find themselves, and Recall@K says nothing."
+        )
     figures = [_figures(learner, ks) for learner in learners]
     mean_recall = float(np.mean([learner.recall[1] for learner in learners]))
     gain = ensemble.recall[1] - mean_recall
@@ -122,9 +130,14 @@ def _together(part: retrieval.RetrievalResult) -> retrieval.RetrievalResult:
     if processes.place()[1] == 1:
         return part
     sums = part.num_queries * np.array([part.map_at_r, part.r_precision])
-    counts = np.array([part.num_queries, part.num_lone_queries, *part.hits.values()])
+    counts = np.array(
+        [
+            *(part.num_queries, part.num_lone_queries, part.num_copies),
+            *part.hits.values(),
+        ]
+    )
     sums = processes.gather(sums).sum(axis=0)
-    number, lone, *hits = (int(n) for n in processes.gather(counts).sum(axis=0))
+    number, lone, copies, *hits = (int(n) for n in processes.gather(counts).sum(axis=0))
     if not number:
         raise UserError(
             "the evaluation failed: no query has another image of its class."
@@ -137,4 +150,5 @@ def _together(part: retrieval.RetrievalResult) -> retrieval.RetrievalResult:
         num_queries=number,
         num_gallery=part.num_gallery,
         num_lone_queries=lone,
+        num_copies=copies,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+import abe_jax
 from abe_jax import (
     data,
     models,
@@ -21,6 +23,8 @@ from abe_jax.evaluate import present
 from abe_jax.evaluate.diversity import mask_correlation
 from abe_jax.evaluate.measure import measure
 from abe_jax.workdir import checkpoints, claim, locate, weights
+
+_log = logging.getLogger(__name__)
 
 _IMAGES_FOR_MASKS = 8  # a device
 
@@ -164,14 +168,15 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
       step: which checkpoint; the newest by default.
 
     Raises:
-      UserError: no such run or checkpoint, or one of another config.
+      UserError: no such run or checkpoint, or one of another config; or the data at
+        the run's own path has changed.
     """
     folder = locate(workdir)
     claim.require_run(folder, config)
     section = weights.model_section(config, restored=True)
     model = models.create(section, rngs=nnx.Rngs(config.seed))
     splits = data.create(config.data)
-    claim.require_same_data(folder, splits.description())
+    other_data = claim.other_data(folder, config, splits.description())
     mesh = parallel.make_mesh()
     optimiser, _ = optimizer.create(config.train)
     state = train_step.initial_state(model, optimiser)
@@ -180,6 +185,15 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
         state = saved.restore(state, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state)
     content = evaluation.content
+    if other_data is not None:
+        seen = splits.seen(other_data.trained)
+        content["protocol"] |= {"zero_shot": not seen, "other_data": other_data.path}
+        _log.warning(
+            "this is not the data that was trained on (%s); %d of its classes have the "
+            "names of training classes.",
+            other_data.difference,
+            len(seen),
+        )
     if processes.is_first():
         present.write(folder, content)
         columns = {f"step {content['step']}": present.scalars(content)}
@@ -190,11 +204,17 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
 def _protocol(config, splits: data.Splits, num_learners: int) -> dict:
     """What a number must be reported with."""
     return {
+        "version": abe_jax.__version__,
         "data": config.data.name,
         "split": splits.evaluation_name,
         "zero_shot": splits.zero_shot,
         "num_classes": len(np.unique(splits.evaluation.labels)),
+        "model": config.model.name,
         "trunk": config.model.trunk,
+        "pretrained": config.model.pretrained,
+        "branch": config.model.get("branch"),
+        "dtype": config.model.dtype,
+        "freeze_batch_norm": config.model.freeze_batch_norm,
         "width": config.model.width,
         "num_learners": num_learners,
         "embedding_dim": config.model.embedding_dim,

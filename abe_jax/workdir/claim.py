@@ -4,7 +4,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from abe_jax import data
 from abe_jax.errors import UserError
@@ -102,6 +102,45 @@ def require_same_data(workdir: pathlib.Path, description: dict) -> None:
             f"{'; '.join(found[:3])}{more}. Bring the data back as it was, or give "
             "another --workdir."
         )
+
+
+class OtherData(NamedTuple):
+    """Data that a finished model is evaluated on and was not trained with.
+
+    Attributes:
+      path: `data.path`, where it lies.
+      trained: names of the classes that were trained on.
+      difference: the first difference, for people.
+    """
+
+    path: str
+    trained: list[str]
+    difference: str
+
+
+def other_data(workdir: pathlib.Path, config, description: dict) -> OtherData | None:
+    """Whether a finished run is to be evaluated on other data than its own.
+
+    With another `data.path` that is allowed, and said; at the run's own path data must
+    be what it was.
+
+    Args:
+      workdir: of the run.
+      config: of this start.
+      description: of its data.
+
+    Raises:
+      UserError: the data at the run's own path has changed.
+    """
+    path = workdir / DATA_FILE
+    own_path = config_files.of_workdir(workdir).data.path
+    if config.data.path == own_path or not path.exists():
+        require_same_data(workdir, description)
+        return None
+    stored = _read_json(path)
+    found = data.differences(stored, description)
+    trained = sorted(stored["classes"].get("train", {}))
+    return OtherData(config.data.path, trained, found[0]) if found else None
 
 
 def require_outside_data(workdir: pathlib.Path, data_path: str | None) -> None:

@@ -132,3 +132,13 @@ def test_is_what_retrieval_says(measured):
     embeddings, labels, result = measured
     flat = embeddings.reshape(50, -1)
     assert result["map_at_r"] == retrieval.map_at_r(flat, labels)
+
+
+def test_queries_that_are_the_gallery_are_noticed(measured, caplog):
+    embeddings, labels, _ = measured
+    evaluate.measure(embeddings, labels, (1,), (embeddings, labels))
+    assert "every query has its like" in caplog.text
+    caplog.clear()
+    evaluate.measure(embeddings, labels, (1,), (embeddings[::2], labels[::2]))
+    evaluate.measure(embeddings, labels, (1,))
+    assert not caplog.text

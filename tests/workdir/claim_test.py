@@ -152,3 +152,17 @@ def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(NotWritable, match="cannot write to --workdir"):
         with lock.hold(tmp_path / "file" / "run"):
             pass
+
+
+def test_a_finished_model_meets_other_data(claimed):
+    """With another path that is said, at its own path it is refused."""
+    config = quickstart.get_config()
+    now = {**DESCRIPTION, "fingerprint": "b", "classes": {"test": {"ash": 3}}}
+    with pytest.raises(UserError, match="not what the run in"):
+        claim.other_data(claimed, config, now)
+    config.data.path = "elsewhere"
+    assert claim.other_data(claimed, config, DESCRIPTION) is None  # it only moved
+    found = claim.other_data(claimed, config, now)
+    assert found is not None
+    assert (found.path, found.trained) == ("elsewhere", ["ash", "elm"])
+    assert "train: 2 class(es) no longer" in found.difference
