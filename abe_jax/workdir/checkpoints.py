@@ -132,30 +132,26 @@ class Checkpoints:
 
         return self._newest_sound(read, step)
 
-    def restore_weights(
-        self, step: int | None = None
-    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """Reads a model back without knowing its shape, on one device.
+    def restore_as_stored(self, step: int | None = None) -> dict[str, Any]:
+        """Reads a state back without knowing its structure.
 
         Args:
           step: this checkpoint and no other; the newest by default.
 
         Returns:
-          its step, parameters, and other variables of the model: nested dicts of NumPy
-          arrays.
+          "step", "params", "model_state" and "opt_state": nested dicts of NumPy arrays.
 
         Raises:
           UserError: there is no such checkpoint, or none that can be read.
         """
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-        def read(step: int) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        def read(step: int) -> dict[str, Any]:
             target = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
                 self._stored(step),
             )
-            tree = jax.device_get(self._read(step, target))
-            return step, tree["params"], tree["model_state"]
+            return jax.device_get(self._read(step, target))
 
         return self._newest_sound(read, step)
 

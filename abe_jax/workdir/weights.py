@@ -66,7 +66,7 @@ def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
     """
     opened = checkpoints.Checkpoints(workdir, read_only=True)
     with contextlib.closing(opened) as saved:
-        step, params, model_state = saved.restore_weights()
+        stored = saved.restore_as_stored()
     fresh: list[str] = []
 
     def taken(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -90,9 +90,11 @@ def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
         return traverse_util.unflatten_dict(mixed)
 
     started = state._replace(
-        params=taken(state.params, params),
-        model_state=taken(state.model_state, model_state),
+        params=taken(state.params, stored["params"]),
+        model_state=taken(state.model_state, stored["model_state"]),
     )
     new = f"; new are {', '.join(fresh)}" if fresh else ""
-    _log.info("the weights are those of %s after step %d%s", workdir, step, new)
+    _log.info(
+        "the weights are those of %s after step %d%s", workdir, stored["step"], new
+    )
     return started

@@ -243,11 +243,11 @@ def test_weights_are_read_without_knowing_the_model(two_steps):
     with contextlib.closing(
         checkpoints.Checkpoints(two_steps, read_only=True)
     ) as saved:
-        step, params, model_state = saved.restore_weights(4)
-    want = state_of(4, seed=4, shape=(30, 40))
-    assert step == 4
-    assert_same(params, jax.device_get(want.params))
-    assert_same(model_state, jax.device_get(want.model_state))
+        stored = saved.restore_as_stored(4)
+    want = jax.device_get(state_of(4, seed=4, shape=(30, 40)))
+    assert stored["step"] == 4
+    assert_same(stored["params"], want.params)
+    assert_same(stored["model_state"], want.model_state)
 
 
 def test_the_list_names_every_file_that_counts(two_steps):
