@@ -133,8 +133,8 @@ def other_data(workdir: pathlib.Path, config, description: dict) -> OtherData | 
       UserError: the data at the run's own path has changed.
     """
     path = workdir / DATA_FILE
-    own_path = config_files.of_workdir(workdir).data.path
-    if config.data.path == own_path or not path.exists():
+    own: Any = config_files.of_workdir(workdir)
+    if config.data.path == own.data.path or not path.exists():
         require_same_data(workdir, description)
         return None
     stored = _read_json(path)
