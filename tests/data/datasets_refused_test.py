@@ -218,6 +218,15 @@ def _empty_annotations(root):
         (root / "CUB_200_2011" / name).write_text("")
 
 
+def _empty_partition(root):
+    (root / "Eval" / "list_eval_partition.txt").write_text("\n")
+
+
+def _header_only(root):
+    base = root / "Stanford_Online_Products"
+    _edit(base / "Ebay_test.txt", lambda lines: lines[:1])
+
+
 def _damaged_line(root):
     _edit(root / "CUB_200_2011" / "images.txt", lambda lines: [*lines, "77\n"])
 
@@ -252,6 +261,8 @@ def _damaged_line(root):
         ("inshop", _shift_inshop, "labels are shifted against the images"),
         ("inshop", _train_as_query, "list_eval_partition.txt offers training images"),
         ("inshop", _cut_partition, "says 68 images in its first line and lists 63"),
+        ("inshop", _empty_partition, "list_eval_partition.txt in .* is empty"),
+        ("sop", _header_only, "Ebay_test.txt in .* has a header only"),
         ("inshop", _damaged_boxes, "list_bbox_inshop.txt has a line without four corn"),
         ("inshop", _no_images, "but not its images, such as 'img/WOMEN"),
     ],

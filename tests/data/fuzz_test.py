@@ -34,6 +34,7 @@ def campaign(examples):
     return settings(
         max_examples=examples,
         deadline=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
 

@@ -72,6 +72,7 @@ def at_once(monkeypatch):
 @settings(
     max_examples=100,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

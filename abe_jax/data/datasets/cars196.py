@@ -276,7 +276,9 @@ def _csv(tree: Tree, name: str) -> list[list[str]]:
     if rows and not rows[0][-1].strip().isdecimal():
         rows = rows[1:]  # a header
     if not rows:
-        raise UserError(f"{name} in {tree.root} is empty; take the original file.")
+        raise UserError(
+            f"{name} in {tree.root} has a header only; take the original file."
+        )
     return rows
 
 

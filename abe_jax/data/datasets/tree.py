@@ -144,16 +144,19 @@ class Tree:
         )
 
     def lines(self, name: str) -> list[str]:
-        """The lines of a text file that are not empty.
+        """The lines of a text file that are not empty, at least one.
 
         Raises:
-          UserError: it cannot be read as UTF-8 text.
+          UserError: it cannot be read as UTF-8 text, or is empty.
         """
         try:
             text = pathlib.Path(self.files[name]).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {name} in {self.root}: {error}.") from error
-        return [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            raise UserError(f"{name} in {self.root} is empty; take the original file.")
+        return lines
 
     def rows(self, name: str, columns: int, *, skip: int = 0) -> list[list[str]]:
         """Columns of a text file, split at white space.
@@ -177,7 +180,9 @@ class Tree:
                 )
             rows.append([cell.strip() for cell in row])
         if not rows:
-            raise UserError(f"{name} in {self.root} is empty; take the original file.")
+            raise UserError(
+                f"{name} in {self.root} has a header only; take the original file."
+            )
         return rows
 
 
