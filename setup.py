@@ -43,6 +43,7 @@ setuptools.setup(
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",  # 0.10 is the last for Python 3.11; 0.12 was tested last
         "jinja2>=3.1,<4",  # pages of which every text is escaped
+        "matplotlib>=3.9,<4",  # plots as a little SVG in report.html
         "ml-collections>=1.1,<2",
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
@@ -61,6 +62,8 @@ setuptools.setup(
         "test": _TEST,
         # Readers of published GoogLeNet weights; torch is needed for .pth files only.
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],
+        # Writers of exported models; ONNX Runtime checks what was written.
+        "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"],
         # Compared with in tests marked `peers`, together with torchvision, which is
         # installed by itself (`pip install --no-deps torchvision==0.28.0`).
         "peers": [

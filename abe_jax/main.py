@@ -82,6 +82,17 @@ _MODES = {
         takes=("images", "query", "top_k", "learner", "step"),
         needs=("images", "query"),
     ),
+    "export": _Mode(
+        "write the model to --output: .safetensors, .onnx or .stablehlo",
+        "abe_jax.apply.export:export_model",
+        takes=("output", "step"),
+        needs=("output",),
+    ),
+    "report": _Mode(
+        "draw report.html again, from the run and its data",
+        "abe_jax.report:remake",
+        takes=("step",),
+    ),
 }
 
 _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")

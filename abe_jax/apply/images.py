@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from abe_jax.data.datasets.tree import shown
 from abe_jax.data.decoding import SUFFIXES
 from abe_jax.errors import UserError
 
@@ -79,12 +80,6 @@ def find(path: Path) -> list[ImageFile]:
             f"{shown(path)!r} holds no images; they end in {', '.join(SUFFIXES)}."
         )
     return sorted(found, key=lambda image: image.name)
-
-
-def shown(name: Path) -> str:
-    r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c >= " " else rf"\x{ord(c):02x}" for c in text)
 
 
 class Reader:

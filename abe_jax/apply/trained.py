@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +18,7 @@ from abe_jax.apply.images import ImageFile, Path, decoded, find
 from abe_jax.apply.index import Index, refresh
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
-from abe_jax.workdir import EVALUATION_FILE, config_files
+from abe_jax.workdir import EVALUATION_FILE, config_files, locate
 from abe_jax.workdir.checkpoints import Checkpoints
 
 Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
@@ -62,8 +61,8 @@ class Trained:
           step: of the checkpoint; the newest by default.
           config: of the run; None for that in the workdir.
         """
-        self.workdir = pathlib.Path(workdir)
-        stored = config_files.of_workdir(workdir) if config is None else config
+        self.workdir = locate(workdir)
+        stored = config_files.of_workdir(self.workdir) if config is None else config
         self.config: Any = stored.copy_and_resolve_references()
         with self.config.unlocked():
             self.config.model.pretrained = None  # the checkpoint has the weights

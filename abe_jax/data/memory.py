@@ -14,26 +14,27 @@ class InMemory:
       labels: those of the source.
       class_names: those of the source.
       storage: that of the source.
+      source: which is kept.
     """
 
     def __init__(self, source: ImageSource):
         self.labels = source.labels
         self.class_names = source.class_names
         self.storage = source.storage
-        self._source = source
+        self.source = source
         self._images: dict[int, np.ndarray] = {}
 
     @property
     def names(self) -> Sequence[str]:
         """Those of the source."""
-        return self._source.names
+        return self.source.names
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> np.ndarray:
         image = self._images.get(index)
         if image is None:
             # A copy: what the source gives may be a part of a larger array.
-            image = self._images[index] = np.array(self._source[index])
+            image = self._images[index] = np.array(self.source[index])
         return image

@@ -11,8 +11,8 @@ from flax import nnx
 from PIL import Image
 
 import abe_jax
-from abe_jax import models, optimizer, train_step
-from abe_jax.workdir import checkpoints
+from abe_jax import data, models, optimizer, train_step
+from abe_jax.workdir import checkpoints, claim
 from configs import quickstart
 
 AWKWARD = (
@@ -45,7 +45,7 @@ def make_run(workdir: pathlib.Path, name: str = "abe", trunk: str = "googlenet")
                 "images_per_class": 4,
             },
             "eval": {"batch_size": 2},
-            "train": {"batch_size": 16, "steps": 0},
+            "train": {"batch_size": 16, "steps": 8},
         }
     )
     with config.unlocked():
@@ -53,7 +53,9 @@ def make_run(workdir: pathlib.Path, name: str = "abe", trunk: str = "googlenet")
         section.pretrained = None
     model = models.create(section, rngs=nnx.Rngs(1))
     optimiser, _ = optimizer.create(config.train)
-    checkpoints.claim_workdir(workdir, config)
+    workdir.mkdir(parents=True)
+    description = data.create(config.data).description()
+    claim.claim(workdir, config, description, steered={}, step=0)
     manager = checkpoints.Checkpoints(workdir)
     manager.save(train_step.initial_state(model, optimiser), config)
     manager.close()

@@ -163,4 +163,6 @@ def _open(config) -> Birds:
         raise UserError(f"data.birds_*, data.load_size: {error}") from error
 
 
-DATASET = DataSet(name="birds", open=_open)
+DATASET = DataSet(
+    name="birds", licence="drawn by abe_jax; no rights but its own", open=_open
+)

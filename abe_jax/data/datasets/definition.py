@@ -22,6 +22,7 @@ class DataSet:
       expected: its official numbers; empty where there are none.
       recall_at: the values of K of published figures.
       citation: where it comes from.
+      licence: what is known of the terms of its images, for a model's card.
     """
 
     name: str
@@ -30,3 +31,4 @@ class DataSet:
     expected: Expected = dataclasses.field(default_factory=dict)
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     citation: str = ""
+    licence: str = "unknown"

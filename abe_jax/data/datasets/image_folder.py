@@ -153,4 +153,6 @@ def _open(config) -> ImageFolder:
     return ImageFolder(config.path, config.load_size, square=config.square)
 
 
-DATASET = DataSet(name="image_folder", read=_read, open=_open)
+DATASET = DataSet(
+    name="image_folder", licence="that of the images", read=_read, open=_open
+)

@@ -210,7 +210,7 @@ def locate(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
-def shown(name: str) -> str:
+def shown(name: str | os.PathLike[str]) -> str:
     r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else rf"\x{ord(c):02x}" for c in text)

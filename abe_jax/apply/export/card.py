@@ -1,0 +1,42 @@
+"""A model's card: what it is, what it was trained on, how well it does."""
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import abe_jax
+from abe_jax.apply.trained import Trained
+from abe_jax.data.datasets import DATASETS
+
+_PACKAGES = ("jax", "flax", "numpy", "pillow")
+
+
+def describe(model: Trained) -> dict[str, Any]:
+    """The card as JSON has it.
+
+    Args:
+      model: as of `abe_jax.load`.
+    """
+    config = json.loads(model.config.to_json_best_effort())
+    data = DATASETS[model.config.data.name]
+    measured = ("num_queries", "num_gallery", "recall", "map_at_r", "learners")
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    size = model.config.data.load_size
+    return {
+        "model": "Attention-based Ensemble (Kim et al., ECCV 2018), by abe_jax",
+        "step": model.step,
+        "input": f"uint8 RGB [B, {size}, {size}, 3]; data.square: how an image gets it",
+        "output": f"float32 [B, {model.dim}]: {model.num_learners} learners of unit "
+        "length, side by side; inner product / learners is their mean cosine",
+        "data": {"name": data.name, "source": data.citation, "licence": data.licence},
+        "protocol": model.protocol,
+        "metrics": {k: v for k, v in model.evaluation.items() if k in measured},
+        "metrics_step": model.evaluation.get("step"),
+        "config": config,
+        "versions": {
+            "abe_jax": abe_jax.__version__,
+            "python": platform.python_version(),
+            **versions,
+        },
+    }

@@ -1,0 +1,158 @@
+"""Each exported file against the model itself, by the examples of docs/use.md."""
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from apply.conftest import make_run
+from command_line import ROOT, run
+from PIL import Image
+
+import abe_jax
+from abe_jax.apply import export
+from abe_jax.apply.trained import Trained
+from abe_jax.errors import UserError
+
+MODELS = [("abe", "googlenet"), ("abe", "googlenet_bn"), ("m_heads", "googlenet_bn")]
+MODELS += [("one_head", "googlenet")]
+
+
+def example(suffix: str) -> str:
+    """The code below the form's name in docs/use.md."""
+    text = (ROOT / "docs" / "use.md").read_text()
+    found = re.search(rf"\*\*`\{suffix}`\*\*.*?```python\n(.*?)```", text, re.S)
+    assert found, suffix
+    return found[1]
+
+
+def run_example(suffix: str, folder) -> np.ndarray:
+    """Runs it in a process that has the file and a picture, and not this project."""
+    code = (
+        "import sys; sys.modules['abe_jax'] = None\n"
+        + example(suffix)
+        + "\nnp.save('embeddings.npy', embeddings)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=True)
+    return np.load(folder / "embeddings.npy")
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def exported(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    make_run(folder / "run", *request.param)
+    model = abe_jax.load(folder / "run")
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "query.png")
+    return model, folder, model.embed(folder / "query.png").reshape(1, -1)
+
+
+def test_stablehlo(exported):
+    model, folder, expected = exported
+    note = export.write(model, folder / "model.stablehlo")
+    assert "cpu, cuda, tpu" in note
+    (until,) = re.findall(r"until (\S+)", note)
+    assert datetime.date.fromisoformat(
+        until
+    ) == datetime.date.today() + datetime.timedelta(days=180)
+    found = run_example(".stablehlo", folder)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_stablehlo_takes_any_batch_on_each_platform(exported):
+    import jax
+
+    model, folder, _ = exported
+    export.write(model, folder / "model.stablehlo")
+    program = jax.export.deserialize(
+        bytearray((folder / "model.stablehlo").read_bytes())
+    )
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
+    expected = model.embed(pixels).reshape(5, -1)
+    np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(program.call(pixels[:2]), expected[:2], atol=1e-5)
+
+
+@pytest.mark.peers
+def test_onnx(exported):
+    import onnx
+    import onnxruntime
+
+    model, folder, expected = exported
+    assert "checked: within" in export.write(model, folder / "model.onnx")
+    found = run_example(".onnx", folder)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 40, 40, 3]
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
+    (found,) = session.run(["embeddings"], {"images": pixels})
+    np.testing.assert_allclose(
+        np.asarray(found), model.embed(pixels).reshape(5, -1), atol=1e-4
+    )
+    (card,) = onnx.load(folder / "model.onnx").metadata_props
+    assert json.loads(card.value)["config"]["model"]["num_learners"] == 2
+
+
+@pytest.mark.peers
+def test_onnx_of_another_result_is_not_written(model, tmp_path, monkeypatch):
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda images: embed(images) + 0.001)
+    with pytest.raises(UserError, match="off by 1.0e-03; nothing was written"):
+        export.write(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.peers
+def test_safetensors(exported):
+    from safetensors import safe_open
+
+    model, folder, expected = exported
+    export.write(model, folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", "np") as file:
+        names = set(file.keys())
+        card = json.loads(file.metadata()["card"])
+    assert names == export.weights(model).keys()
+    assert card["config"]["data"]["name"] == "birds"
+    assert card["data"]["licence"] and card["versions"]["abe_jax"]
+    if model.config.model.name == "abe":
+        found = run_example(".safetensors", folder)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_is_exported_in_float32(workdir, model, tmp_path):
+    import jax
+
+    config = model.config.copy_and_resolve_references()
+    config.model.dtype = "bfloat16"
+    rounded = Trained(workdir, config=config)
+    export.write(rounded, tmp_path / "model.stablehlo")
+    program = jax.export.deserialize(
+        bytearray((tmp_path / "model.stablehlo").read_bytes())
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    expected = model.embed(pixels).reshape(2, -1)
+    np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)
+
+
+def test_output_that_cannot_be(model, tmp_path):
+    with pytest.raises(UserError, match="must end in .safetensors, .onnx, .stablehlo"):
+        export.write(model, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="there is no folder"):
+        export.write(model, tmp_path / "no" / "model.onnx")
+
+
+def test_the_mode(workdir, tmp_path):
+    arguments = (f"--workdir={workdir}", "--mode=export")
+    output = tmp_path / "model.stablehlo"
+    status, printed, errors = run(*arguments, f"--output={output}")
+    assert status == 0, errors
+    assert printed.startswith(f"{output}: ")
+    status, _, errors = run(*arguments, f"--output={tmp_path}/model.tflite")
+    assert status == 1
+    assert "must end in" in errors.splitlines()[-1]
