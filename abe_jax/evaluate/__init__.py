@@ -2,7 +2,12 @@
 
 from abe_jax.evaluate.measure import METRICS, Metric, measure
 from abe_jax.evaluate.present import scalars, table, write
-from abe_jax.evaluate.run import Evaluation, Evaluator, evaluate_checkpoint
+from abe_jax.evaluate.run import (
+    Evaluation,
+    Evaluator,
+    evaluate_checkpoint,
+    measure_checkpoint,
+)
 
 __all__ = [
     "METRICS",
@@ -11,6 +16,7 @@ __all__ = [
     "Metric",
     "evaluate_checkpoint",
     "measure",
+    "measure_checkpoint",
     "scalars",
     "table",
     "write",

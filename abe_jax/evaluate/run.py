@@ -38,12 +38,15 @@ class Evaluation:
       queries: the images that were evaluated.
       embeddings: theirs, float32 `[n, M, D/M]`.
       gallery: what was searched, and its embeddings; None where the queries were.
+      masks: a few of the queries, and the learners' masks of them, float32
+        `[k, M, h, w, C]`; None where the model has none, or one learner.
     """
 
     content: dict
     queries: data.Subset
     embeddings: np.ndarray
     gallery: tuple[data.Subset, np.ndarray] | None
+    masks: tuple[data.Subset, np.ndarray] | None = None
 
 
 class Evaluator:
@@ -98,23 +101,24 @@ class Evaluator:
         measured = measure(
             embeddings, queries.labels, self._config.eval.recall_at, labelled
         )
+        masks = None
         if self._attention is not None:
             masks = self._masks(state, queries, check)
-            measured["diversity"]["mask_correlation"] = mask_correlation(masks)
+            measured["diversity"]["mask_correlation"] = mask_correlation(masks[1])
         content = {
             "step": int(state.step),
             **measured,
             "protocol": _protocol(self._config, self._splits, self._num_learners),
         }
-        return Evaluation(content, queries, embeddings, searched)
+        return Evaluation(content, queries, embeddings, searched, masks)
 
     def _masks(
         self,
         state: train_step.TrainState,
         subset: data.Subset,
         check: Callable[[], None],
-    ) -> np.ndarray:
-        """Masks `[n, M, h, w, C]` of a few images, spread evenly over a part."""
+    ) -> tuple[data.Subset, np.ndarray]:
+        """A few images, spread evenly over a part, and masks `[n, M, h, w, C]`."""
         assert self._attention is not None
         number = min(len(subset), _IMAGES_FOR_MASKS * self._mesh.size)
         few = subset.spread(number)
@@ -124,7 +128,7 @@ class Evaluator:
         check()
         images = parallel.split_rows(batch["image"], self._mesh)
         masks = self._attention((state.params, state.model_state), images)
-        return processes.gather_rows(masks)[:number].astype(np.float32)
+        return few, processes.gather_rows(masks)[:number].astype(np.float32)
 
     def embed(
         self,
@@ -158,9 +162,22 @@ class Evaluator:
 
 
 def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evaluation:
-    """Restores a run's checkpoint, measures it and prints the table.
+    """Measures a run's checkpoint and prints the table.
 
-    Process 0 writes `evaluation.json`.
+    Process 0 writes `evaluation.json`. Args and errors are those of
+    `measure_checkpoint`.
+    """
+    evaluation = measure_checkpoint(config, workdir, step)
+    content = evaluation.content
+    if processes.is_first():
+        present.write(locate(workdir), content)
+        columns = {f"step {content['step']}": present.scalars(content)}
+        print(present.table(columns, len(content["learners"])))
+    return evaluation
+
+
+def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluation:
+    """Restores a run's checkpoint and measures it.
 
     Args:
       config: of the run.
@@ -194,10 +211,6 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
             other_data.difference,
             len(seen),
         )
-    if processes.is_first():
-        present.write(folder, content)
-        columns = {f"step {content['step']}": present.scalars(content)}
-        print(present.table(columns, len(content["learners"])))
     return evaluation
 
 

@@ -1,32 +1,55 @@
-"""The page that ends a run: its result, its curves, and what a query finds."""
+"""`report.html`: the page that ends a run, drawn from its folder and an evaluation."""
 
-import base64
-import html
-import io
+import importlib.metadata
 import json
 import pathlib
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator
+from typing import Any
 
+import markupsafe
 import numpy as np
-from PIL import Image
 
-from abe_jax import data, evaluate, processes, retrieval
-from abe_jax.workdir import REPORT_FILE
-from abe_jax.workdir import metrics as metric_writer
+from abe_jax import data, processes
+from abe_jax.data.datasets.tree import shown
+from abe_jax.evaluate import (
+    METRICS,
+    Evaluation,
+    evaluate_checkpoint,
+    measure_checkpoint,
+)
+from abe_jax.report import attention, findings, page, plots
+from abe_jax.workdir import CONFIG_FILE, REPORT_FILE, locate, metrics
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em;
-  color: #222; background: #fff; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse }
-th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-tr.ensemble { font-weight: bold }
-.found img { width: 72px; height: 72px; margin: 2px; border: 4px solid #c33 }
-.found img.query { border-color: #555; margin-right: 1.2em }
-.found img.right { border-color: #2a2 }
-pre { background: #f4f4f4; padding: 1em; overflow-x: auto }
-"""
+_NUM_HARDEST, _NUM_EVEN = 16, 8  # queries in the gallery
+_NUM_MATCHES = 8  # pictures of each
+
+# ABE-8^512 (Kim et al., ECCV 2018, tables 3 to 6).
+_PAPER = {
+    "cub200": {"1": 0.606, "2": 0.715, "4": 0.798, "8": 0.874},
+    "cars196": {"1": 0.852, "2": 0.905, "4": 0.940, "8": 0.961},
+    "sop": {"1": 0.763, "10": 0.884, "100": 0.948, "1000": 0.982},
+    "inshop": {
+        **{"1": 0.873, "10": 0.967, "20": 0.979},
+        **{"30": 0.982, "40": 0.985, "50": 0.987},
+    },
+}
+
+_RATE, _START = "train/images_per_second", "train/seconds_to_first_step"
+
+_MEANINGS = {
+    "gain": "Recall@1 of the ensemble minus that of its mean learner",
+    "gain_of_errors": "the gain as a share of the mean learner's errors",
+    "self_cosine": "of two learners on one image: mean (5% to 95%)",
+    "self_cosine_centred": "the same, each learner's mean embedding taken off",
+    "positive_cosine": "of one learner on two images of a class",
+    "negative_cosine": "of one learner on images of two classes",
+    "similarity_correlation": "of two learners' similarities over the same pairs",
+    "neighbour_overlap": "share of the 10 nearest that two learners have in common",
+    "shared_errors": "share of the queries that two learners both get wrong",
+    "shared_errors_if_independent": "what it would be if their errors were independent",
+    "mask_correlation": "of two learners' masks: within channels; of their means",
+}
 
 
 def evaluate_and_report(config, workdir: str, step: int | None = None) -> None:
@@ -34,129 +57,256 @@ def evaluate_and_report(config, workdir: str, step: int | None = None) -> None:
 
     Args and errors are those of `evaluate.evaluate_checkpoint`.
     """
-    evaluation = evaluate.evaluate_checkpoint(config, workdir, step)
+    evaluation = evaluate_checkpoint(config, workdir, step)
     if processes.is_first():
-        write(pathlib.Path(workdir), evaluation)
+        write(locate(workdir), evaluation)
 
 
-def write(
-    workdir: pathlib.Path,
-    evaluation: evaluate.Evaluation,
-    *,
-    num_queries: int = 12,
-    num_matches: int = 8,
-) -> pathlib.Path:
+def remake(config, workdir: str, step: int | None = None) -> None:
+    """Measures a checkpoint and draws the page again: `--mode=report`.
+
+    Args and errors are those of `evaluate.measure_checkpoint`.
+    """
+    evaluation = measure_checkpoint(config, workdir, step)
+    if processes.is_first():
+        print(write(locate(workdir), evaluation))
+
+
+def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
     """Writes `report.html`, one file that needs no other.
 
     Args:
-      workdir: of the run; its metrics are read.
+      workdir: of the run; its config and its metrics, to the last line, are read.
       evaluation: what is shown.
-      num_queries: how many queries are shown, spread evenly over the classes.
-      num_matches: how many nearest images are shown for each.
 
     Returns:
       path of the file.
     """
-    content, subset = evaluation.content, evaluation.queries
-    embeddings, gallery = evaluation.embeddings, evaluation.gallery
-    metrics = metric_writer.read(workdir)
-    parts = [
-        f"<h1>Recall@1 {content['recall']['1']:.3f}</h1>"
-        if "1" in content["recall"]
-        else "<h1>Retrieval</h1>",
-        f"<p>{content['num_queries']} queries of classes that were "
-        f"{'never seen in training' if content['protocol']['zero_shot'] else 'held'}"
-        f", step {content['step']}.</p>",
-        _table(content),
-        "<h2>Training</h2>",
-        _curve(metrics, "train/loss", "loss"),
-        _curve(metrics, "eval/recall@1", "Recall@1 of the ensemble"),
-        "<h2>What a query finds</h2><p>Left the query; then its nearest images, green "
-        "where the class is the same.</p>",
-        _gallery(subset, embeddings, gallery, num_queries, num_matches),
-        "<h2>Protocol</h2>",
-        f"<pre>{html.escape(json.dumps(content['protocol'], indent=2))}</pre>",
+    content = evaluation.content
+    lines = metrics.read(workdir)
+    pictures = page.Pictures()
+    found = findings.nearest(evaluation, _NUM_MATCHES)
+    hardest = found.hardest()
+    plane = findings.plane(evaluation, 12)
+    masks = _attention(evaluation, pictures)
+    recall = content["recall"]
+    first = next(iter(recall))
+    sections = [
+        *[("result", "Result"), ("training", "Training"), ("diversity", "Learners")],
+        ("queries", "Queries"),
+        *([("attention", "Attention")] if masks else []),
+        *[("confusions", "Confusions"), ("map", "Map"), ("run", "Run")],
     ]
     path = workdir / REPORT_FILE
-    path.write_text(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>abe_jax</title>"
-        f"<style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    page.write(
+        path,
+        "report.html",
+        title=f"Recall@{first} {recall[first]:.3f}",
+        summary=_summary(content),
+        sections=sections,
+        table=_table(content, lines),
+        protocol=list(content["protocol"].items()),
+        curves=list(_curves(lines, first)),
+        diversity=_diversity(content.get("diversity", {})),
+        histogram=_histogram(evaluation),
+        gallery_note=_gallery_note(len(hardest), content),
+        queries=list(_gallery(evaluation, found, hardest, pictures)),
+        attention=masks,
+        confusions=[
+            (shown(query), shown(other), number, size)
+            for query, other, number, size in findings.confusions(evaluation, found, 15)
+        ],
+        map={
+            "svg": markupsafe.Markup(
+                plots.scatter(plane.points, plane.labels, list(map(shown, plane.names)))
+            ),
+            "alt": "Embeddings in the plane, coloured by class",
+            "caption": f"{len(plane.points):,} images by their two principal components"
+            f", which hold {plane.share:.0%} of the variance; {len(plane.names)} "
+            "classes are told apart, the others are grey.",
+        },
+        run=list(_run(lines, content)),
+        config=_config(workdir),
     )
     return path
 
 
-def _table(evaluation: dict) -> str:
-    ks = list(evaluation["recall"])
-    head = "".join(f"<th>R@{k}</th>" for k in ks) + "<th>MAP@R</th>"
-    rows = [
-        (f"learner {m}", learner) for m, learner in enumerate(evaluation["learners"])
-    ]
-    rows += [("mean learner", evaluation["mean_learner"]), ("ensemble", evaluation)]
-    body = "".join(
-        f"<tr class={name.split()[0]}><td>{name}</td>"
-        + "".join(f"<td>{part['recall'][k]:.3f}</td>" for k in ks)
-        + f"<td>{part['map_at_r']:.3f}</td></tr>"
-        for name, part in rows
-    )
-    return f"<table><tr><th></th>{head}</tr>{body}</table>"
-
-
-def _curve(metrics: Sequence[dict], name: str, title: str) -> str:
-    """A line over the steps, as SVG."""
-    points = [(m["step"], m[name]) for m in metrics if name in m]
-    if len(points) < 2:
-        return ""
-    width, height, left, base = 640, 180, 60, 150
-    xs, ys = np.array(points, float).T
-    low, high = min(ys.min(), 0.0), ys.max()
-    px = left + (xs - xs.min()) / max(np.ptp(xs), 1) * (width - left - 10)
-    py = base - (ys - low) / max(high - low, 1e-9) * (base - 30)
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(px, py, strict=True))
+def _summary(content: dict) -> str:
+    seen = content["protocol"]["zero_shot"]
+    which = "classes that were never seen in training" if seen else "known classes"
     return (
-        f'<svg viewBox="0 0 {width} {height}" width={width} height={height} '
-        'font-size=12 font-family="sans-serif" role=img>'
-        f"<text x={left} y=16>{title}</text>"
-        f"<text x=0 y=34>{high:.3g}</text><text x=0 y={base}>{low:.3g}</text>"
-        f"<text x={left} y={base + 18}>step {xs.min():.0f}</text>"
-        f'<text x={width - 10} y={base + 18} text-anchor="end">{xs.max():.0f}</text>'
-        f'<path d="M{left} 30V{base}H{width - 10}" fill="none" stroke="#aaa"/>'
-        f'<polyline points="{line}" fill="none" stroke="#26c" stroke-width=2 /></svg>'
+        f"{content['num_queries']:,} queries of {which}, among "
+        f"{content['num_gallery']:,} images; step {content['step']:,}."
+    )
+
+
+def _table(content: dict, lines: list[dict]) -> dict[str, Any]:
+    """A row for each learner, their mean, the ensemble, and what it compares with."""
+    names = {}
+    for base, metric in METRICS.items():
+        values = content[base]
+        ks = values if isinstance(values, dict) else [None]
+        names |= {(base, k): metric.title.format(k=k) for k in ks}
+
+    def cells(part: dict) -> list[str]:
+        values = (part[base] if k is None else part[base].get(k) for base, k in names)
+        return ["" if value is None else f"{value:.3f}" for value in values]
+
+    untrained = next((m for m in lines if m["step"] == 0 and "eval/map_at_r" in m), {})
+    before = [
+        untrained.get(f"eval/{base}" if k is None else f"eval/{base}@{k}")
+        for base, k in names
+    ]
+    rows = [
+        {"name": f"learner {m}", "cells": cells(learner), "main": False}
+        for m, learner in enumerate(content["learners"])
+    ]
+    rows += [
+        {
+            "name": "mean learner",
+            "cells": cells(content["mean_learner"]),
+            "main": False,
+        },
+        {"name": "ensemble", "cells": cells(content), "main": True},
+    ]
+    if untrained:
+        shown = ["" if value is None else f"{value:.3f}" for value in before]
+        rows.append({"name": "ensemble, untrained", "cells": shown, "main": False})
+    note = "The paper has no figures of this data set."
+    if published := _PAPER.get(content["protocol"]["data"]):
+        of = [f"{published[k]:.3f}" if k in published else "" for _, k in names]
+        rows.append({"name": "ABE-8^512 in the paper", "cells": of, "main": False})
+        note = (
+            "The paper: GoogLeNet, D = 512, test classes; compare the protocol below."
+        )
+    return {"titles": list(names.values()), "rows": rows, "note": note}
+
+
+def _curves(lines: list[dict], k: str) -> Iterator[tuple[str, str, Any]]:
+    def points(name: str) -> list[tuple[int, float]]:
+        return [(m["step"], m[name]) for m in lines if name in m]
+
+    losses = {n: points(f"train/{n}") for n in ("loss", "contrastive", "divergence")}
+    recalls = {
+        "ensemble": points(f"eval/recall@{k}"),
+        "mean learner": points(f"eval/mean_learner/recall@{k}"),
+    }
+    for title, drawn in (("Loss", losses), (f"Recall@{k}", recalls)):
+        ends = [f"{name} {p[-1][1]:.3f}" for name, p in drawn.items() if p]
+        if ends:
+            alt = f"{title} over the steps; at the end: {', '.join(ends)}"
+            yield alt, alt, markupsafe.Markup(plots.curves(drawn, title))
+
+
+def _diversity(values: dict[str, Any]) -> list[tuple[str, str, str]]:
+    def text(value: Any) -> str:
+        if isinstance(value, float | int):
+            return f"{value:.3f}"
+        if "mean" in value:
+            return f"{value['mean']:.3f} ({value['p5']:.3f} to {value['p95']:.3f})"
+        return "; ".join(f"{part:.3f}" for part in value.values())
+
+    return [
+        (name.replace("_", " "), text(value), _MEANINGS.get(name, ""))
+        for name, value in values.items()
+    ]
+
+
+def _histogram(evaluation: Evaluation) -> dict[str, Any]:
+    values = findings.cosines(evaluation)
+    means = [f"{name} {v.mean():.2f}" for name, v in values.items() if len(v)]
+    return {
+        "svg": markupsafe.Markup(plots.histograms(values)),
+        "alt": f"Histograms of cosines; means: {', '.join(means)}",
+    }
+
+
+def _gallery_note(failures: int, content: dict) -> str:
+    if not failures:
+        return "No query fails; here are some, evenly spread."
+    shown = min(failures, _NUM_HARDEST)
+    return (
+        f"Of {content['num_queries']:,} queries {failures:,} find an image of another "
+        f"class first. Here are the {shown} hardest failures, where a wrong image is "
+        "nearer than the best right one by most; then others, evenly spread."
     )
 
 
 def _gallery(
-    subset: data.Subset,
-    embeddings: np.ndarray,
-    gallery: tuple[data.Subset, np.ndarray] | None,
-    num_queries: int,
-    num_matches: int,
-) -> str:
-    flat = embeddings.reshape(len(embeddings), -1)
-    searched, rows_of_searched = (subset, embeddings) if gallery is None else gallery
-    rows_of_searched = rows_of_searched.reshape(len(rows_of_searched), -1)
-    queries = np.linspace(0, len(flat) - 1, min(num_queries, len(flat)), dtype=int)
-    # One more than shown, as a query among the searched finds itself.
-    count = min(num_matches + 1, len(rows_of_searched))
-    _, found = retrieval.top_k(flat[queries], rows_of_searched, count)
-    labels, found_labels = subset.labels, searched.labels
-    rows = []
-    for query, matches in zip(queries, np.asarray(found), strict=True):
-        others = [i for i in matches if gallery is not None or i != query]
-        cells = [_picture(subset[query], "query")]
-        cells += [
-            _picture(
-                searched[i], "right" if found_labels[i] == labels[query] else "wrong"
-            )
-            for i in others[:num_matches]
-        ]
-        rows.append(f"<div class=found>{''.join(cells)}</div>")
-    return "".join(rows)
+    evaluation: Evaluation,
+    found: findings.Nearest,
+    hardest: np.ndarray,
+    pictures: page.Pictures,
+) -> Iterator[page.Query]:
+    queries, (others, _) = evaluation.queries, findings.searched(evaluation)
+    even = np.linspace(0, len(queries) - 1, _NUM_EVEN).astype(int).tolist()
+    chosen = dict.fromkeys([*hardest[:_NUM_HARDEST].tolist(), *even])
+
+    def named(subset: data.Subset, position: int) -> tuple[str, str]:
+        name = subset.source.names[int(subset.indices[position])]
+        label = subset.source.class_names[subset.labels[position]]
+        return shown(name), shown(label)
+
+    def shot(query: int, rank: int) -> page.Shot:
+        row, score = int(found.rows[query, rank]), float(found.scores[query, rank])
+        name, label = named(others, row)
+        right = others.labels[row] == queries.labels[query]
+        word, mark = ("right", "✓") if right else ("wrong", "✗")
+        return page.Shot(
+            url=pictures.url(others[row]),
+            alt=f"match {rank + 1}, {word}, cosine {score:.3f}: {label}",
+            caption=f"{score:.3f} {label}",
+            name=name,
+            kind=word,
+            mark=mark,
+        )
+
+    for query in chosen:
+        name, label = named(queries, query)
+        best = float(found.best[query])
+        known = f"best of its class {best:.3f}" if np.isfinite(best) else "alone"
+        yield page.Query(
+            heading=f"{label} ({known})",
+            asked=page.Shot(
+                pictures.url(queries[query]), f"query: {label}", "query", name, "asked"
+            ),
+            found=[shot(query, rank) for rank in range(found.rows.shape[1])],
+        )
 
 
-def _picture(pixels: np.ndarray, role: str) -> str:
-    image = Image.fromarray(pixels)
-    image.thumbnail((144, 144))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    data_url = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class={role} alt="{role}" src="data:image/png;base64,{data_url}">'
+def _attention(evaluation: Evaluation, pictures: page.Pictures) -> dict | None:
+    if evaluation.masks is None:
+        return None
+    images, masks = evaluation.masks
+    size = evaluation.content["protocol"]["image_size"]
+    names, shares = attention.parts(images, masks, size) or ([], [])
+    return {
+        "learners": masks.shape[1],
+        "means": [
+            ("", row) for row in attention.means(images, masks, size, pictures, 6)
+        ],
+        "channels": [
+            (f"channel {c}", row)
+            for c, row in attention.channels(images, masks, size, pictures, 4)
+        ],
+        "parts": names,
+        "shares": shares,
+    }
+
+
+def _run(lines: list[dict], content: dict) -> Iterator[tuple[str, str]]:
+    rates = [line[_RATE] for line in lines if _RATE in line]
+    if rates:
+        yield "training", f"{np.median(rates):,.1f} images a second (median)"
+    seconds = [line[_START] for line in lines if _START in line]
+    if seconds:
+        yield "first step ready after", f"{seconds[0]:,.0f} s"
+    yield "step", f"{content['step']:,}"
+    for name in ("abe_jax", "jax", "flax", "numpy"):
+        yield name, importlib.metadata.version(name)
+    yield "Python", platform.python_version()
+
+
+def _config(workdir: pathlib.Path) -> str:
+    path = workdir / CONFIG_FILE
+    return json.dumps(json.loads(path.read_text()), indent=2) if path.exists() else ""

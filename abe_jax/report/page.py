@@ -94,12 +94,11 @@ def write(path: pathlib.Path, template: str, **content: object) -> None:
       template: file in `templates/`.
       **content: its variables; text of any kind, which is escaped.
     """
-    text = (
+    filled = (
         _templates()
         .get_template(template)
         .render(version=abe_jax.__version__, **content)
     )
     part = path.with_name(f"{path.name}.part")
-    # Names of files may hold bytes that are no UTF-8.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    part.write_text(filled, encoding="utf-8", errors="backslashreplace")
     part.replace(path)

@@ -1,0 +1,213 @@
+"""The page of a run: what is on it, and that nothing breaks it."""
+
+import base64
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from apply.conftest import AWKWARD, make_run
+from command_line import run
+
+from abe_jax import data, evaluate, report
+from abe_jax.report import attention, findings, page, plots
+from abe_jax.workdir import config_files
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    make_run(folder)
+    lines = [
+        {"step": 0, "eval/recall@1": 0.1, "eval/map_at_r": 0.05},
+        {"step": 4, "train/loss": 3.0, "train/images_per_second": 50.0},
+        {"step": 8, "train/loss": 2.0, "eval/recall@1": 0.2, "eval/map_at_r": 0.1},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(workdir):
+    return evaluate.measure_checkpoint(config_files.of_workdir(workdir), str(workdir))
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open at the end, pictures without words, and what is fetched."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.without_alt, self.fetched, self.anchors = [], 0, [], set()
+        self.text = path.read_text()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.anchors.add(values.get("id"))
+        self.without_alt += tag == "img" and not values.get("alt")
+        for name in ("src", "href", "xlink:href"):
+            link = values.get(name) or ""
+            if link and not link.startswith(("data:", "#")):
+                self.fetched.append(link)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+
+def test_the_page_is_whole_and_by_itself(workdir, evaluation):
+    path = report.write(workdir, evaluation)
+    parsed = Page(path)
+    assert parsed.open == [] and parsed.without_alt == 0 and parsed.fetched == []
+    for anchor in re.findall(r'href="#(\w+)"', parsed.text):
+        assert anchor in parsed.anchors
+    ids = re.findall(r' id="([^"]+)"', parsed.text)
+    assert len(ids) == len(set(ids))
+    assert path.stat().st_size < 10 * 2**20
+    assert "ensemble, untrained" in parsed.text and "0.100" in parsed.text
+    # To the very last evaluation.
+    assert "at the end: ensemble 0.200" in parsed.text
+    assert "loss 2.000" in parsed.text
+    for word in ("head", "beak", "tail", "learner 1", "jax", "zero_shot"):
+        assert word in parsed.text
+
+
+def test_the_same_twice(workdir, evaluation):
+    first = report.write(workdir, evaluation).read_bytes()
+    assert report.write(workdir, evaluation).read_bytes() == first
+
+
+def test_hardest_failures_come_first(evaluation):
+    found = findings.nearest(evaluation, 8)
+    flat = evaluation.embeddings.reshape(len(evaluation.embeddings), -1)
+    labels = evaluation.queries.labels
+    similarities = flat @ flat.T / 2
+    np.fill_diagonal(similarities, -np.inf)
+    same = labels[:, None] == labels
+    best = np.where(same, similarities, -np.inf).max(axis=1)
+    wrong = np.where(same, -np.inf, similarities).max(axis=1)
+    np.testing.assert_allclose(found.best, best, atol=1e-6)
+    hardest = found.hardest()
+    assert set(hardest) == set(np.flatnonzero(wrong > best))
+    lead = (wrong - best)[hardest]
+    assert (np.diff(lead) <= 1e-6).all()
+    recall = 1 - len(hardest) / len(labels)
+    assert recall == pytest.approx(evaluation.content["recall"]["1"], abs=1e-6)
+
+
+def test_cosines_are_those_of_the_evaluation(evaluation):
+    cosines = findings.cosines(evaluation)
+    diversity = evaluation.content["diversity"]
+    means = [float(values.mean()) for values in cosines.values()]
+    expected = [
+        diversity["self_cosine"]["mean"],
+        diversity["positive_cosine"],
+        diversity["negative_cosine"],
+    ]
+    np.testing.assert_allclose(means, expected, atol=1e-5)
+
+
+def test_masks_on_parts(evaluation):
+    """A mask that is one part, by hand, is at that part and at no other."""
+    images, _ = evaluation.masks
+    birds = images.source.source
+    size = 32
+    fake = np.zeros((len(images), 2, size, size, 1), np.float32)
+    for i, index in enumerate(images.indices):
+        fake[i, 0, ..., 0] = birds.part_masks(int(index))[4, 4:36, 4:36] + 1e-6
+        fake[i, 1] = 1
+    found = attention.parts(images, fake, size)
+    assert found is not None
+    names, shares = found
+    assert names[4] == "tail" and shares[0, 4] > 5
+    assert shares[0, :4].max() < 0.2
+    np.testing.assert_allclose(shares[1], 1, atol=1e-6)
+
+
+class Awkward:
+    """Images whose classes and files have the names that break pages."""
+
+    storage = "here"
+
+    def __init__(self, source):
+        self._source = source
+        self.labels = source.labels
+        names = [name.decode("utf-8", "surrogateescape") for name in AWKWARD]
+        names += ["$x_1", "_hidden", "</script><script>alert(1)</script>"]
+        self.class_names = tuple(
+            f"{names[i % len(names)]}{i}" for i in range(len(source.class_names))
+        )
+        self.names = [f"{self.class_names[label]}/1.png" for label in self.labels]
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+
+def test_names_do_not_break_the_page(workdir, evaluation):
+    queries = evaluation.queries
+    source = Awkward(queries.source)
+    changed = evaluate.Evaluation(
+        evaluation.content,
+        data.Subset(source, queries.indices),
+        evaluation.embeddings,
+        None,
+        (data.Subset(source, evaluation.masks[0].indices), evaluation.masks[1]),
+    )
+    parsed = Page(report.write(workdir, changed))
+    assert parsed.open == [] and parsed.text.count("<script>") == 1
+    assert "and <b>" not in parsed.text
+
+
+def test_a_gallery_of_its_own_and_one_learner(workdir, evaluation):
+    content = json.loads(json.dumps(evaluation.content))
+    half = len(evaluation.queries) // 2
+    parts = [
+        data.Subset(evaluation.queries.source, evaluation.queries.indices[rows])
+        for rows in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    one = evaluation.embeddings[:, :1]
+    content["learners"] = content["learners"][:1]
+    content["diversity"] = {}
+    changed = evaluate.Evaluation(content, parts[0], one[::2], (parts[1], one[1::2]))
+    parsed = Page(report.write(workdir, changed))
+    assert "attention" not in parsed.anchors
+    assert half == len(parts[1])
+
+
+def test_pictures_stay_within_their_bound():
+    pictures = page.Pictures(limit=10_000)
+    noise = np.random.default_rng(0).integers(0, 256, (500, 300, 3), dtype=np.uint8)
+    url = pictures.url(noise)
+    while not pictures.full:
+        url = pictures.url(noise)
+    kind, content = url.split(",")
+    assert kind == "data:image/jpeg;base64" and len(base64.b64decode(content)) < 20_000
+
+
+def test_plots_follow_the_page():
+    text = plots.curves({"a": [(0, 1.0), (5, 2.0)], "none": []}, "Loss")
+    assert "currentColor" in text and "#000000" not in text
+    assert (
+        text.startswith("<svg")
+        and ">a<" in text
+        and "none" not in text.split("style")[0]
+    )
+
+
+def test_the_mode(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    (copy / "report.html").unlink(missing_ok=True)
+    status, output, errors = run(f"--workdir={copy}", "--mode=report")
+    assert status == 0, errors
+    assert output.splitlines() == [str(copy / "report.html")]
+    assert "R@1" in (copy / "report.html").read_text()
+    assert not (copy / "evaluation.json").exists()
