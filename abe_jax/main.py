@@ -59,11 +59,15 @@ flags.DEFINE_string("query", None, "Image, folder or zip file that is looked for
 flags.DEFINE_integer("top_k", 10, "How many matches a query gets.")
 flags.DEFINE_integer("learner", None, "The learner that compares; all by default.")
 
-# The config of every mode but train is the run's own, unless --config names one.
+# The config of a mode is the run's own, unless --config names one; new runs need one.
 _MODES = {
     "train": _Mode(
         "train, or go on where --workdir ends; evaluates on the way",
         "abe_jax.train:train_and_evaluate",
+    ),
+    "dry_run": _Mode(
+        "print what training would take: parameters, batches, memory, time",
+        "abe_jax.report.forecast:show_forecast",
     ),
     "evaluate": _Mode(
         "restore a checkpoint, print its table, write result and report",
@@ -95,7 +99,12 @@ _MODES = {
     ),
 }
 
+_FOR_NEW_RUNS = ("train", "dry_run")
+
 _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do, one of:")
+_QUIET = flags.DEFINE_boolean(
+    "quiet", False, "Show results and errors only, no progress."
+)
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "One process of several, as the cluster's environment says."
 )
@@ -106,7 +115,7 @@ _COUNT = flags.DEFINE_integer("num_processes", None, "their number,")
 _INDEX = flags.DEFINE_integer("process_id", None, "and which this one is, from 0.")
 _OF_MODES = tuple(dict.fromkeys(name for m in _MODES.values() for name in m.takes))
 _FLAGS = (
-    *("config", "workdir", "mode", *_OF_MODES),
+    *("config", "workdir", "mode", *_OF_MODES, "quiet"),
     *("distributed", "coordinator_address", "num_processes", "process_id"),
 )
 
@@ -122,13 +131,15 @@ def _main(argv: Sequence[str]) -> None:
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)
+    if _QUIET.value:
+        logging.getLogger("abe_jax").setLevel(logging.WARNING)
     from abe_jax import processes  # not above: --help needs no JAX
 
     processes.check_compiler_flags()
     if _several_processes():
         processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
     devices = processes.describe_devices()
-    if processes.is_first():
+    if processes.is_first() and not _QUIET.value:
         command_line.tell(f"{_MODE.value} on {devices}")
     from abe_jax import train  # what takes longest
 
@@ -152,7 +163,7 @@ def _with_config_first(argv: Sequence[str]) -> list[str]:
         mode, _ = command_line.take(rest, _MODE.name)
         workdir, _ = command_line.take(rest, _WORKDIR.name)
         _require(_WORKDIR.name, workdir)
-        if mode in (None, "train"):
+        if mode in (None, *_FOR_NEW_RUNS):
             _require(_CONFIG.name, name)
         path = f"{config_files.__file__}:{workdir}"
     return [rest[0], f"--{_CONFIG.name}={path}", *rest[1:]]

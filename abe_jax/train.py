@@ -34,6 +34,8 @@ from abe_jax.workdir import (
     locate,
     lock,
     metrics,
+    trace,
+    trackers,
     weights,
     writing,
 )
@@ -78,6 +80,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     fields.require_in_range(config)
     folder = locate(workdir)
     claim.require_outside_data(folder, config.data.path)
+    trackers.require_installed(config.train.trackers)
     mesh = parallel.make_mesh()
     parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
     splits = data.create(config.data)
@@ -131,7 +134,11 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             writer = metrics.MetricWriter(
                 folder, resume_step=start, evaluates=_is_evaluated(config.train, start)
             )
+            writer = trackers.attach(writer, config.train.trackers, folder, config)
         stack.callback(writer.close)
+        traced = config.train.profile_steps if processes.is_first() else 0
+        profile = trace.Trace(folder, start=start, steps=traced)
+        stack.callback(profile.close)
         reporter = stack.enter_context(_Reporter(writer, config.train, start))
         batches = data.train_batches(
             splits.train,
@@ -171,6 +178,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                     break
                 stop.check()
                 batch = parallel.split_rows(next(batches), mesh)
+                profile.before_step(step, state)
                 state, step_metrics = take_step(state, batch)
                 step += 1
                 reporter.add(step, step_metrics)

@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
     train.eval_every = 1_000
     train.checkpoint_every = 1_000
     train.keep_checkpoints = 2
+    train.profile_steps = 0  # trace so many, for XProf, into the workdir
+    train.trackers = ()  # also log to "wandb", "mlflow", which are to be installed
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 64  # images that a device embeds at once

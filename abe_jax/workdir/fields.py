@@ -114,6 +114,7 @@ RANGES: Mapping[str, Range] = {
     "train.eval_every": _STEPS,
     "train.checkpoint_every": _STEPS,
     "train.keep_checkpoints": _whole(1, 10**6),
+    "train.profile_steps": _whole(0, 1000),
     "eval.batch_size": _whole(1, 2**20),
     "eval.recall_at": Range(
         _are_ranks, "different whole numbers from 1, such as (1, 2, 4, 8)"
@@ -137,6 +138,8 @@ FREE_FIELDS = (
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.profile_steps",
+    "train.trackers",
 )
 # They change what comes after: to train on, and to go on where a loss was not finite.
 # `changes.jsonl` keeps what was changed, and at which step.

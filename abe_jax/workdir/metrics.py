@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import tqdm
 from tensorboardX import event_file_writer, summary
@@ -93,7 +93,14 @@ class NoWriter:
         """Does nothing."""
 
 
-Writer: TypeAlias = MetricWriter | NoWriter
+class Writer(Protocol):
+    """What the loop needs of a writer: a `MetricWriter` or what stands in for it."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Board:
@@ -165,7 +172,8 @@ class Progress:
         self._batch_size = batch_size
         self._shown = shown
         self._bar = None
-        if shown and sys.stderr.isatty():
+        quiet = logging.getLogger("abe_jax").level > logging.INFO  # as --quiet sets it
+        if shown and not quiet and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=stop, initial=start, unit="step", dynamic_ncols=True
             )

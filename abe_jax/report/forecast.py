@@ -1,0 +1,119 @@
+"""What training would take, said before it begins."""
+
+import resource
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+
+from abe_jax import (
+    data,
+    evaluate,
+    models,
+    optimizer,
+    parallel,
+    processes,
+    train_step,
+)
+from abe_jax.data import samplers
+from abe_jax.workdir import fields, weights
+
+# Steps that are timed, after the first, and batches that are embedded: the same number
+# on all processes, which wait for each other in each.
+_STEPS = 5
+_BATCHES = 4
+
+
+def show_forecast(config, workdir: str) -> None:
+    """Takes a few steps, writes nothing, and prints what the whole run would take.
+
+    Args:
+      config: of the run.
+      workdir: where it would be; left alone.
+
+    Raises:
+      UserError: as training would.
+    """
+    del workdir
+    fields.require_in_range(config)
+    mesh = parallel.make_mesh()
+    parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
+    splits = data.create(config.data)
+    sampler = samplers.create(
+        splits.train.labels,
+        name=config.data.sampler,
+        batch_size=config.train.batch_size,
+        images_per_class=config.data.images_per_class,
+        seed=config.seed,
+    )
+    optimiser, learning_rate = optimizer.create(config.train)
+    section = weights.model_section(config, restored=False)
+    model = models.create(section, rngs=nnx.Rngs(config.seed))
+    take_step = parallel.map_over_devices(
+        train_step.make_train_step(model, optimiser, learning_rate, config),
+        mesh,
+        mapping=config.parallel.mapping,
+        donate_state=True,
+    )
+    state = parallel.replicate(train_step.initial_state(model, optimiser), mesh)
+    arrays = jax.tree.leaves(state.params)
+    parameters = sum(array.size for array in arrays)
+    megabytes = sum(array.nbytes for array in arrays) / 1e6
+    batches = data.train_batches(
+        splits.train,
+        sampler,
+        start=0,
+        stop=min(config.train.steps, 1 + _STEPS),
+        reading=data.Reading.of_process(config.data, *processes.place()),
+    )
+    seconds: list[float] = []
+    start = time.perf_counter()
+    for batch in batches:
+        state, metrics = take_step(state, parallel.split_rows(batch, mesh))
+        jax.block_until_ready(metrics)
+        now = time.perf_counter()
+        seconds.append(now - start)
+        start = now
+    step_seconds = float(np.median(seconds[1:] or seconds))
+    evaluator = evaluate.Evaluator(config, model, splits, mesh)
+    few = splits.evaluation.spread(
+        min(len(splits.evaluation), _BATCHES * config.eval.batch_size * mesh.size)
+    )
+    evaluator.embed(state, few.spread(1))  # compiles
+    start = time.perf_counter()
+    evaluator.embed(state, few)
+    images = {part: len(subset) for part, subset in splits.parts.items()}
+    evaluated = sum(images.values()) - images["train"]
+    evaluation_seconds = (time.perf_counter() - start) * evaluated / len(few)
+    evaluations = config.train.steps // config.train.eval_every + 1
+    total = (
+        seconds[0]
+        + step_seconds * config.train.steps
+        + evaluation_seconds * evaluations
+    )
+    if not processes.is_first():
+        return
+    size, steps = config.train.batch_size, config.train.steps
+    name, trunk = config.model.name, config.model.trunk
+    turns = steps * size / images["train"]
+    rows = {
+        "model": f"{name}, {trunk}: {parameters:,} parameters, {megabytes:,.1f} MB",
+        "images": ", ".join(f"{count:,} {part}" for part, count in images.items()),
+        "batches": f"{size} images on {mesh.size} devices; {steps:,} steps, "
+        f"{turns:,.1f} times all of train",
+        "memory": _memory(),
+        "first step": f"{seconds[0]:.0f} s, compilation included",
+        "a step": f"{step_seconds:.3f} s, {size / step_seconds:,.0f} images/s",
+        "evaluation": f"{evaluation_seconds:.0f} s to embed, {evaluations} of them",
+        "in all": f"about {total / 60:,.1f} minutes",
+    }
+    print("\n".join(f"{name:<12}{text}" for name, text in rows.items()))
+
+
+def _memory() -> str:
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return f"{statistics['peak_bytes_in_use'] / 1e6:,.0f} MB of a device at most"
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{resident / 1e3:,.0f} MB of this process at most"

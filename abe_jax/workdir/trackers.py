@@ -1,0 +1,143 @@
+"""Metrics sent to an experiment tracker as well: Weights & Biases or MLflow.
+
+Named by `train.trackers` of the config; each reads its own environment variables, such
+as WANDB_PROJECT, WANDB_MODE or MLFLOW_TRACKING_URI. A run is one run there, however
+often it was interrupted. Trouble with a tracker is told, and costs nothing else.
+"""
+
+import importlib.util
+import json
+import logging
+import pathlib
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from abe_jax.errors import UserError
+from abe_jax.workdir import fields, metrics, write_whole
+
+_RUNS_FILE = "trackers.json"
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """What a tracker needs; `run` names its run for the next start."""
+
+    run: str
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _WeightsAndBiases:
+    def __init__(self, module: Any, name: str, config: Any, run: str | None):
+        self.run = run or uuid.uuid4().hex
+        self._run = module.init(
+            name=name, id=self.run, resume="allow", config=config.to_dict()
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, module: Any, name: str, config: Any, run: str | None):
+        self._module = module
+        self.run = module.start_run(run_id=run, run_name=name).info.run_id
+        if run is None:
+            module.log_params(fields.flat(config))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        # MLflow allows no "@" in names.
+        named = {name.replace("@", "_at_"): value for name, value in metrics.items()}
+        self._module.log_metrics(named, step=step)
+
+    def close(self) -> None:
+        self._module.end_run()
+
+
+# By the name of their package.
+TRACKERS: dict[str, Callable[[Any, str, Any, str | None], Tracker]] = {
+    "wandb": _WeightsAndBiases,
+    "mlflow": _MLflow,
+}
+
+
+class TrackedWriter:
+    """A `MetricWriter` whose lines go to trackers too."""
+
+    def __init__(self, writer: metrics.Writer, trackers: list[Tracker]):
+        self._writer = writer
+        self._trackers = trackers
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes to the workdir first."""
+        self._writer.write(step, metrics)
+        for tracker in self._trackers:
+            _tell_trouble(tracker.write, step, metrics)
+
+    def sync(self) -> None:
+        """As of the `MetricWriter`; trackers keep their own time."""
+        self._writer.sync()
+
+    def close(self) -> None:
+        """Closes all."""
+        self._writer.close()
+        for tracker in self._trackers:
+            _tell_trouble(tracker.close)
+
+
+def _tell_trouble(call: Callable[..., None], *arguments: Any) -> None:
+    try:
+        call(*arguments)
+    except Exception as error:  # of any kind: the network, the service, its package
+        _log.warning("the experiment tracker failed: %s", error)
+
+
+def require_installed(names: tuple[str, ...]) -> None:
+    """Checks `train.trackers` before anything is written.
+
+    Raises:
+      UserError: a name is unknown, or its package is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(
+                f"train.trackers names {name!r}; known are {', '.join(TRACKERS)}."
+            )
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"train.trackers names {name!r}, which is not installed: "
+                f"pip install {name}."
+            )
+
+
+def attach(
+    writer: metrics.Writer, names: tuple[str, ...], workdir: pathlib.Path, config: Any
+) -> metrics.Writer:
+    """The writer, with the trackers that the config names behind it.
+
+    Raises:
+      NotWritable: such as on a full disk.
+    """
+    if not names:
+        return writer
+    path = workdir / _RUNS_FILE
+    runs = json.loads(path.read_text()) if path.exists() else {}
+    trackers: list[Tracker] = []
+    for name in names:
+        module = importlib.import_module(name)
+        try:
+            tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
+        except Exception as error:  # such as no login; its classes are its own
+            TrackedWriter(writer, trackers).close()
+            raise UserError(f"{name} does not start: {error}.") from error
+        runs[name] = tracker.run
+        trackers.append(tracker)
+    write_whole(path, json.dumps(runs) + "\n")
+    return TrackedWriter(writer, trackers)

@@ -1,0 +1,54 @@
+"""What a dry run says of training, and that it leaves nothing behind."""
+
+import jax
+import pytest
+from flax import nnx
+
+from abe_jax import models
+from abe_jax.errors import UserError
+from abe_jax.report import forecast
+from configs import inshop, quickstart
+
+
+def shrunk(config):
+    config.model.update(width=0.05, num_learners=2, embedding_dim=8)
+    config.data.update(load_size=32, image_size=32)
+    config.train.update(steps=40, batch_size=16, eval_every=10)
+    config.eval.batch_size = 4
+    return config
+
+
+def told(config, workdir, capsys):
+    forecast.show_forecast(config, str(workdir))
+    lines = capsys.readouterr().out.splitlines()
+    assert not workdir.exists()
+    return {line[:12].strip(): line[12:] for line in lines}
+
+
+def test_parameters_batches_memory_and_time(tmp_path, capsys):
+    config = shrunk(quickstart.get_config())
+    config.data.update(birds_classes=16, birds_images_per_class=10, images_per_class=4)
+    rows = told(config, tmp_path / "run", capsys)
+    model = nnx.eval_shape(lambda: models.create(config.model, rngs=nnx.Rngs(0)))
+    number = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert rows["model"].startswith(f"abe, googlenet_bn: {number:,} parameters, ")
+    assert rows["images"] == "120 train, 40 test"
+    assert rows["batches"] == "16 images on 8 devices; 40 steps, 5.3 times all of train"
+    assert rows["memory"].endswith(" MB of this process at most")
+    assert rows["a step"].endswith(" images/s")
+    assert rows["evaluation"].endswith(" s to embed, 5 of them")
+    assert rows["in all"].startswith("about ")
+
+
+def test_a_gallery_of_its_own_is_counted(data_dir, tmp_path, capsys):
+    config = shrunk(inshop.get_config())
+    config.data.path = str(data_dir)
+    rows = told(config, tmp_path / "run", capsys)
+    assert rows["images"].endswith("18 test, 17 gallery")
+
+
+def test_what_training_refuses_is_refused(tmp_path):
+    config = shrunk(quickstart.get_config())
+    config.train.batch_size = 12
+    with pytest.raises(UserError, match="does not divide by 8 devices"):
+        forecast.show_forecast(config, str(tmp_path))
