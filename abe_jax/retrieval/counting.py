@@ -314,8 +314,8 @@ def _count_tile(
             sure, maybe = (jnp.expand_dims(x, axis) for x in (sure, maybe))
             packed = mark(sims, sure, maybe).sum(axis=axis, dtype=jnp.int32)
         both = jnp.stack([packed >> 16, packed & 0xFFFF], axis=1)[None]
-        place = (r, start, np.int32(0))
-        old = lax.dynamic_slice(total, place, (1, tile, 2))
-        return lax.dynamic_update_slice(total, old + both, place)
+        position = (r, start, np.int32(0))
+        old = lax.dynamic_slice(total, position, (1, tile, 2))
+        return lax.dynamic_update_slice(total, old + both, position)
 
     return lax.fori_loop(np.int32(0), asked, body, total)

@@ -162,13 +162,13 @@ def _count(
     wanted = comparison.num_positives[side.order, None]
     r = np.arange(1, side.positives.shape[1] + 1)
 
-    def exact_positives(places: np.ndarray) -> np.ndarray:
-        together = places[np.argsort(side.labels[places], kind="stable")]
+    def exact_positives(positions: np.ndarray) -> np.ndarray:
+        together = positions[np.argsort(side.labels[positions], kind="stable")]
         values = np.empty((len(side.order), len(r)))
         values[together], _ = positive_similarities(
             comparison, side.order[together], len(r), exact=True
         )
-        return values[places]
+        return values[positions]
 
     if len(r) > plan.most_positives:
         relevant = r <= wanted

@@ -127,8 +127,8 @@ def _rounded_sum(digits: list[np.ndarray], bits: int) -> np.ndarray:
     error = np.abs(error)
     open_ = np.minimum(np.abs(error - spacing / 2), np.abs(error - spacing / 4)) < slack
     open_ |= slack > spacing / 8
-    for place in zip(*np.nonzero(open_), strict=True):
-        total[place] = math.fsum(float(term[place]) for term in terms)
+    for position in zip(*np.nonzero(open_), strict=True):
+        total[position] = math.fsum(float(term[position]) for term in terms)
     return total
 
 

@@ -33,7 +33,7 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
 
     Args:
       rows: the embeddings, no two of them equal.
-      k: how many; `fits` tells whether it is small enough.
+      k: how many; `fits` says whether it is small enough.
       plan: device and memory.
 
     Returns:
@@ -48,7 +48,7 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
     placed = plan.put(held)
     del held
     groups = _best_groups(placed, rows.number, tile, k, plan)
-    sims, places = _best_of_groups(placed, groups, rows.number, k, plan)
+    sims, positions = _best_of_groups(placed, groups, rows.number, k, plan)
     # Groups stand in their order, as do equal rows of one: a stable choice among all.
     best_sims = np.empty((rows.number, k), np.float32)
     best = np.empty((rows.number, k), np.int32)
@@ -56,7 +56,7 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
         some = slice(at, at + READ_ROWS)
         values, columns = _choose(sims[some].reshape(-1, k * k), k)
         best_sims[some] = values
-        found = places[some].reshape(-1, k * k)
+        found = positions[some].reshape(-1, k * k)
         best[some] = np.take_along_axis(found, np.asarray(columns), axis=1)
     return best_sims, best
 
@@ -96,10 +96,12 @@ def _group_steps(
         def body(j: jax.Array, maxima: Any) -> Any:
             right = lax.dynamic_slice_in_dim(rows, j * tile, tile)
             sims = product(left, right, precision)
-            place = j * tile + jnp.arange(tile, dtype=jnp.int32)
+            position = j * tile + jnp.arange(tile, dtype=jnp.int32)
 
             def only_others(sims: jax.Array) -> jax.Array:
-                keep = (place < number)[None, :] & (place[None, :] != query[:, None])
+                keep = (position < number)[None, :] & (
+                    position[None, :] != query[:, None]
+                )
                 return jnp.where(keep, sims, -jnp.inf)
 
             at_edge = (i == j) | ((j + 1) * tile > number)
@@ -134,12 +136,12 @@ def _best_of_groups(
     size = 1 << int(np.clip(np.log2(1 + counts.mean()), 5, 10))
     step = _pair_step(k, plan.precision)
     sims = np.empty((groups.size, k), np.float32)
-    places = np.empty((groups.size, k), np.int32)
+    positions = np.empty((groups.size, k), np.int32)
     waiting: list[tuple[np.ndarray, Any]] = []
 
     def collect(some: np.ndarray, found: Any) -> None:
         values, index = (np.asarray(x)[: len(some)] for x in found)
-        sims[some], places[some] = values, index
+        sims[some], positions[some] = values, index
 
     for group, (end, count) in enumerate(zip(ends, counts, strict=True)):
         for at in range(end - count, end, size):
@@ -154,7 +156,7 @@ def _best_of_groups(
             plan.progress(0.9 + 0.1 * float(end / ends[-1]))
     for entry in waiting:
         collect(*entry)
-    return sims.reshape(number, k, k), places.reshape(number, k, k)
+    return sims.reshape(number, k, k), positions.reshape(number, k, k)
 
 
 @lru_cache(maxsize=32)
@@ -166,8 +168,8 @@ def _pair_step(k: int, precision: lax.Precision) -> Callable[..., Any]:
         sims = product(
             rows[queries], lax.dynamic_slice_in_dim(rows, first, GROUP), precision
         )
-        place = first + jnp.arange(GROUP, dtype=jnp.int32)
-        keep = (place < bounds[1])[None, :] & (place[None, :] != queries[:, None])
+        position = first + jnp.arange(GROUP, dtype=jnp.int32)
+        keep = (position < bounds[1])[None, :] & (position[None, :] != queries[:, None])
         values, at = lax.top_k(jnp.where(keep, sims, -jnp.inf), k)
         return values, first + at
 

@@ -71,7 +71,7 @@ def make_plan(
     progress: ProgressCallback | None,
     number: int,
 ) -> Plan:
-    """Fills in the defaults; progress is then told a share instead of queries."""
+    """Fills in the defaults; progress is then of shares instead of queries."""
     try:
         chosen = tuple(jax.local_devices() if devices is None else devices)
     except TypeError:

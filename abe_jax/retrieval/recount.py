@@ -26,10 +26,10 @@ def recount_exactly(
 
     Args:
       left, right: queries and gallery.
-      rows: [u] int, places in the order of `left`.
+      rows: [u] int, positions in the order of `left`.
       relevant: [u, R] bool, which positives to count for.
-      exact_positives: gives the similarities [n, R] float64 of n places in the order of
-        `left`, as `positive_similarities` does, exact.
+      exact_positives: gives the exact similarities [n, R] float64 of n positions in the
+        order of `left`, as `positive_similarities` does.
       progress: called with the share of the work done, in (0, 1].
 
     Returns:

@@ -73,7 +73,7 @@ class Side:
 
     Attributes:
       rows: the embeddings.
-      order: [n] int, which row stands at each place.
+      order: [n] int, which row stands at each position.
       labels: [n] int32, the labels in that order; from 0.
       groups: [n] int32, their groups where these leave negatives out, else None.
       positives: [n, R] float64, what `positive_similarities` gives; None for a

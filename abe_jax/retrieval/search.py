@@ -63,16 +63,16 @@ class Index:
         # Equal rows are searched for once, as one, and then take their places: the
         # product may give them different last digits.
         wanted = k + int(own is not None)
-        sims, places = self._search(queries, min(wanted, len(self.chosen)), None)
+        sims, positions = self._search(queries, min(wanted, len(self.chosen)), None)
         counts = self._counts
         out_sims = np.empty((queries.number, k), np.float32)
         out = np.empty((queries.number, k), np.int32)
         for begin in range(0, queries.number, READ_ROWS):
             rows = np.arange(begin, min(begin + READ_ROWS, queries.number))
-            several = (counts[places[rows]] > 1).any(axis=1)
-            plain = rows[~several] if places.shape[1] == wanted else rows[:0]
+            several = (counts[positions[rows]] > 1).any(axis=1)
+            plain = rows[~several] if positions.shape[1] == wanted else rows[:0]
             if len(plain):
-                index = self.chosen[places[plain]]
+                index = self.chosen[positions[plain]]
                 left_out = np.full(len(plain), k)
                 if own is not None:
                     itself = index == own[plain, None]
@@ -81,10 +81,10 @@ class Index:
                 out[plain] = index[keep].reshape(-1, k)
                 out_sims[plain] = sims[plain][keep].reshape(-1, k)
             for query in np.setdiff1d(rows, plain):
-                place = places[query]
-                n = counts[place]
+                position = positions[query]
+                n = counts[position]
                 within = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-                index = self._copies[np.repeat(self._starts[place], n) + within]
+                index = self._copies[np.repeat(self._starts[position], n) + within]
                 value = np.repeat(sims[query], n)
                 # Different rows can tie as well: their copies mix by index.
                 order = np.lexsort((index, -value))
@@ -96,12 +96,12 @@ class Index:
     def _search(
         self, queries: Rows, k: int, own: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of the chosen rows, by their places: both [Q, k].
+        """The k best of the chosen rows, by their positions: both [Q, k].
 
         Args:
           queries: the embeddings.
           k: how many, at most m, or m - 1 with `own`.
-          own: [Q] int, the place that each query leaves out, or -1.
+          own: [Q] int, the position that each query leaves out, or -1.
         """
         plan, number = self._plan, len(self.chosen)
         block = min(_block(plan), queries.number)
@@ -117,7 +117,7 @@ class Index:
         total = -(-number // stride) * queries.number
         done = 0
         sims = np.full((queries.number, k), -np.inf, np.float32)
-        places = np.full((queries.number, k), -1, np.int32)
+        positions = np.full((queries.number, k), -1, np.int32)
         for start in range(0, number, stride):
             held = self._load(start, chunk) if self._held is None else self._held
             waiting: list[tuple[int, Any]] = []
@@ -127,12 +127,12 @@ class Index:
                 values, index = np.asarray(values), np.asarray(index)
                 count = min(len(values), queries.number - at)
                 sims[at : at + count] = values[:count]
-                places[at : at + count] = index[:count]
+                positions[at : at + count] = index[:count]
 
             for at in range(0, queries.number, block):
                 x = queries.block(at, at + block)
                 count = len(x)
-                best, index = sims[at : at + count], places[at : at + count]
+                best, index = sims[at : at + count], positions[at : at + count]
                 left_out = np.full(block, -1, np.int32)
                 if own is not None:
                     left_out[:count] = own[at : at + count]
@@ -149,7 +149,7 @@ class Index:
                     plan.progress(done / total)
             for entry in waiting:
                 collect(entry)
-        return sims, places
+        return sims, positions
 
     def _chunk(self, block: int, whole: bool) -> tuple[int, int]:
         """Rows of a shard on a device at once, and of a tile, which divides it."""
@@ -239,8 +239,8 @@ def _searcher(
             if tile < len(shard):
                 rows = lax.dynamic_slice_in_dim(shard, t * tile, tile)
             sims = product(x, rows, precision)
-            place = first + t * tile + jnp.arange(tile, dtype=jnp.int32)
-            keep = (place < bounds[1])[None, :] & (place[None, :] != own[:, None])
+            position = first + t * tile + jnp.arange(tile, dtype=jnp.int32)
+            keep = (position < bounds[1])[None, :] & (position[None, :] != own[:, None])
             values, at = _best(jnp.where(keep, sims, -jnp.inf), min(k, tile))
             return _merge(found, (values, first + t * tile + at), k)
 
@@ -267,9 +267,9 @@ def _searcher(
 def _merge(a: Any, b: Any, k: int) -> tuple[jax.Array, jax.Array]:
     """The k best of two lists, those of the first before equal ones."""
     values = jnp.concatenate([a[0], b[0]], axis=1)
-    places = jnp.concatenate([a[1], b[1]], axis=1)
+    positions = jnp.concatenate([a[1], b[1]], axis=1)
     values, at = lax.top_k(values, k)
-    return values, jnp.take_along_axis(places, at, axis=1)
+    return values, jnp.take_along_axis(positions, at, axis=1)
 
 
 def _best(sims: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -43,14 +43,14 @@ def test_memory_map_is_streamed_within_the_memory_given(tmp_path, monkeypatch, d
 def test_progress_reaches_the_end():
     e, y = units(8, 500, 8, 40)
     for memory in (None, 0.05):
-        told = []
+        seen = []
         options = {
             "block_memory_mb": memory,
-            "progress": lambda a, b, told=told: told.append((a, b)),
+            "progress": lambda a, b, seen=seen: seen.append((a, b)),
         }
         retrieval.evaluate_retrieval(e, y, (1,), **options)
-        assert told == sorted(told) and told[-1] == (500, 500)
-        told.clear()
+        assert seen == sorted(seen) and seen[-1] == (500, 500)
+        seen.clear()
         retrieval.top_k(e, e, 3, **options)
-        assert told == sorted(told) and told[-1] == (500, 500)
-    assert len(told) > 2
+        assert seen == sorted(seen) and seen[-1] == (500, 500)
+    assert len(seen) > 2

@@ -44,7 +44,7 @@ def test_midpoints_are_rounded_to_even_and_not_twice():
 
 
 @pytest.mark.parametrize("spread", [1e-3, 2e-4])
-def test_embeddings_that_nearly_coincide_are_told_apart(spread):
+def test_embeddings_that_nearly_coincide_are_kept_apart(spread):
     """Where float32 similarities all tie: mean cosines of 0.999999 and 0.99999996."""
     rng = np.random.default_rng(0)
     y = np.arange(120) % 12
