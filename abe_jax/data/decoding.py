@@ -101,8 +101,10 @@ def to_square(rgb: Image.Image, size: int, square: str) -> np.ndarray:
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
-    """Decodes the centre square of a file that `abe_jax.prepare` stored at a size.
+def decode_stored(
+    data: bytes, size: int, name: str, *, square: str = "centre"
+) -> np.ndarray:
+    """Decodes a file that `abe_jax.prepare` stored with a short side of the size.
 
     Such a file is an RGB JPEG, the right way up. The pixels are those of `decode`, in
     half the time, and the interpreter is left to other threads: libjpeg-turbo writes
@@ -112,6 +114,7 @@ def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
       data: contents of the file.
       size: side of the result, pixels.
       name: what an error message calls the image.
+      square: as of `decode`.
 
     Returns:
       uint8 `[size, size, 3]`, perhaps a view of the whole image.
@@ -122,10 +125,10 @@ def decode_stored(data: bytes, size: int, name: str) -> np.ndarray:
     try:
         image = simplejpeg.decode_jpeg(data)
     except ValueError:  # extraneous bytes, for one, which do no harm
-        return decode(data, size, name)
+        return decode(data, size, name, square=square)
     height, width, _ = image.shape
-    if min(height, width) != size:  # it was smaller, and is stored as it was
-        return decode(data, size, name)
+    if square != "centre" or min(height, width) != size:
+        return to_square(Image.fromarray(image), size, square)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 

@@ -105,8 +105,8 @@ class PreparedRecords:
             top, left, bottom, right = self._boxes[index].tolist()
             box = (top, left, bottom, right)
         name = f"record {index} of {self.folder}"
-        if self.stored_size == self.size and box is None and self._square == "centre":
-            return decode_stored(self.jpeg(index), self.size, name)
+        if self.stored_size == self.size and box is None:
+            return decode_stored(self.jpeg(index), self.size, name, square=self._square)
         return decode(self.jpeg(index), self.size, name, square=self._square, box=box)
 
     def jpeg(self, index: int) -> bytes:

@@ -49,18 +49,19 @@ def test_records_allow_every_square(data_dir):
     assert rows.tolist() == [True] * 6 + [False] * 27 + [True] * 7
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (61, 40), (40, 40), (20, 30)])
-def test_stored_files_are_decoded_as_any_other(shape):
+@pytest.mark.parametrize("shape", [(40, 60), (61, 40), (40, 40), (20, 30), (40, 200)])
+@pytest.mark.parametrize("square", ["centre", "squeeze", "pad"])
+def test_stored_files_are_decoded_as_any_other(square, shape):
     """By libjpeg-turbo itself; smaller ones, which need resizing, too."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
     file = buffer.getvalue()
-    got = decode_stored(file, 40, "it")
-    np.testing.assert_array_equal(got, decode(file, 40, "it"))
+    got = decode_stored(file, 40, "it", square=square)
+    np.testing.assert_array_equal(got, decode(file, 40, "it", square=square))
     for damaged in (file[: len(file) // 2], file[:10], b""):
         with pytest.raises(UserError, match="cannot read it as an image"):
-            decode_stored(damaged, 40, "it")
+            decode_stored(damaged, 40, "it", square=square)
 
 
 def test_is_pickled_and_read_from_threads(data_dir):
