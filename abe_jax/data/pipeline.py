@@ -191,10 +191,10 @@ class _LoadBatch:
         }
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
-        # Row -1 is padding: any image serves, and the position tells.
+        # Row -1 is padding: any image serves, and the position says so.
         first = self.subset[rows[0]]
         images = np.empty((len(rows), *first.shape), first.dtype)
         images[0] = first
-        for place, row in enumerate(rows[1:], start=1):
-            images[place] = self.subset[row]  # while it is still in the cache
+        for number, row in enumerate(rows[1:], start=1):
+            images[number] = self.subset[row]  # while it is still in the cache
         return images

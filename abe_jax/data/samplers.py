@@ -110,9 +110,9 @@ class PairSampler:
         if len(sizes) < 2:
             raise UserError("negative pairs need at least 2 classes; there is 1.")
         self._size = sizes[classes]  # of each image's class
-        self._start = (np.cumsum(sizes) - sizes)[classes]  # its first place below
+        self._start = (np.cumsum(sizes) - sizes)[classes]  # its first position below
         self._by_class = np.argsort(classes, kind="stable")
-        self._place = np.argsort(self._by_class)  # of each image
+        self._position = np.argsort(self._by_class)  # of each image
         self._with_positive = np.flatnonzero(self._size > 1)
         if len(self._with_positive) < batch_size // 4 or len(labels) < batch_size // 2:
             raise UserError(
@@ -128,20 +128,20 @@ class PairSampler:
         rng = np.random.default_rng((self._seed, 2, step))
         positive = rng.choice(self._with_positive, self._pairs, replace=False)
         # Enough that as many are left without those.
-        drawn = rng.choice(len(self._place), 2 * self._pairs, replace=False)
+        drawn = rng.choice(len(self._position), 2 * self._pairs, replace=False)
         negative = drawn[~np.isin(drawn, positive)][: self._pairs]
         partners = self._of_its_class(positive, rng), self._of_others(negative, rng)
         return np.concatenate([positive, negative, *partners])
 
     def _of_its_class(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        places = self._start[images] + rng.integers(self._size[images] - 1)
-        places += places >= self._place[images]
-        return self._by_class[places]
+        positions = self._start[images] + rng.integers(self._size[images] - 1)
+        positions += positions >= self._position[images]
+        return self._by_class[positions]
 
     def _of_others(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        places = rng.integers(len(self._place) - self._size[images])
-        places += np.where(places >= self._start[images], self._size[images], 0)
-        return self._by_class[places]
+        positions = rng.integers(len(self._position) - self._size[images])
+        positions += np.where(positions >= self._start[images], self._size[images], 0)
+        return self._by_class[positions]
 
 
 # What makes each of labels, batch size, `data.images_per_class` and seed.

@@ -1,4 +1,4 @@
-"""What a run trains on, what it is evaluated on, and how one tells it again."""
+"""What a run trains on, what it is evaluated on, and how it is known again."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ class Splits:
         return parts if self.gallery is None else {**parts, "gallery": self.gallery}
 
     def description(self) -> dict:
-        """What tells this data from any other, wherever it lies: JSON-able, no pixels.
+        """What makes this data known again, wherever it lies: JSON-able, no pixels.
 
         Returns:
           "fingerprint": hash of the names, classes and parts of all images, in order;
@@ -166,11 +166,11 @@ def create(config) -> Splits:
             len(shared),
         )
     splits = Splits(train_part, evaluation_part, name, not len(shared), gallery)
-    _log.info("%s", "; ".join(_told(*part) for part in splits.parts.items()))
+    _log.info("%s", "; ".join(_classes_of(*part) for part in splits.parts.items()))
     return splits
 
 
-def _told(part: str, subset: Subset) -> str:
+def _classes_of(part: str, subset: Subset) -> str:
     """Which classes a part has: the first, the last, and how many."""
     labels = np.unique(subset.labels)
     if not len(labels):

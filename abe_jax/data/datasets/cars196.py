@@ -195,11 +195,11 @@ def _by_class(tree: Tree, csv_files: Sequence[str], expected: Expected) -> Listi
             box = row[1:5] if len(row) == 6 else []
             listed.append(_record(tree.files.get(path, ""), name, class_id, box))
             folder = parent(path).rstrip("/").rpartition("/")[2]
-            told = names.get(str(class_id), "").replace("/", "-")
-            if path and told and _plain(told) != _plain(folder):
+            stated = names.get(str(class_id), "").replace("/", "-")
+            if path and stated and _plain(stated) != _plain(folder):
                 raise UserError(
                     f"{annotation} gives {path!r} the class {class_id}, which is "
-                    f"{told!r} in names.csv: the labels are shifted against the "
+                    f"{stated!r} in names.csv: the labels are shifted against the "
                     "folders; take the original files."
                 )
         present = [p for p in by_name if p.startswith(half + "/")]

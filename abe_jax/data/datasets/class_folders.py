@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from abe_jax.data.datasets.tree import Tree, suffixes_told
+from abe_jax.data.datasets.tree import Tree, count_suffixes
 from abe_jax.data.decoding import SUFFIXES
 from abe_jax.errors import UserError
 
@@ -73,12 +73,12 @@ def arrange(tree: Tree) -> Arrangement:
             f"{where} holds {len(class_names)} class(es); at least 2 are needed, one "
             "folder each."
         )
-    place = {name: number for number, name in enumerate(class_names)}
-    _tell_what_is_left_out(tree, [p for p in others if len(p) > depth])
+    number_of = {name: number for number, name in enumerate(class_names)}
+    _log_left_out(tree, [p for p in others if len(p) > depth])
     return Arrangement(
         prefix,
         tuple("/".join(p) for p in images),
-        np.array([place[p[depth - 1]] for p in images], np.int32),
+        np.array([number_of[p[depth - 1]] for p in images], np.int32),
         tuple(class_names),
         () if roles is None else tuple(roles[p[0]] for p in images),
     )
@@ -147,7 +147,7 @@ def _refuse_loose(
         return
     found = f"{len(loose)} image(s) outside any folder" if loose else "no images"
     if not images and others:
-        found += f", but {suffixes_told(p[-1] for p in others)}"
+        found += f", but {count_suffixes(p[-1] for p in others)}"
     raise UserError(
         f"{where} holds {found}; expected one folder a class with images that end in "
         f"{', '.join(SUFFIXES)}."
@@ -167,7 +167,7 @@ def _refuse_empty(
     if not empty:
         return
     first = min(empty)
-    inside = suffixes_told(p[-1] for p in others if p[:depth] == first)
+    inside = count_suffixes(p[-1] for p in others if p[:depth] == first)
     raise UserError(
         f"{len(empty)} class folder(s) of {where} hold no image, the first is "
         f"{'/'.join(first)!r}{f' ({inside})' if inside else ''}; images end in "
@@ -185,13 +185,13 @@ def _in_order(class_names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (numbers[name], name))
 
 
-def _tell_what_is_left_out(tree: Tree, others: Sequence[Parts]) -> None:
+def _log_left_out(tree: Tree, others: Sequence[Parts]) -> None:
     if others:
         _log.warning(
             "%s: %d files beside the images are left out: %s.",
             tree.root,
             len(others),
-            suffixes_told(p[-1] for p in others),
+            count_suffixes(p[-1] for p in others),
         )
     reasons: dict[str, list[str]] = {}
     for name, why in tree.left_out.items():

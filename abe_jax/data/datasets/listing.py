@@ -193,9 +193,9 @@ def make_listing(
     """Puts records and classes in order; ids that are numbers go by their value."""
     numbers = all(class_id.isdecimal() for class_id in class_names)
     ordered = sorted(class_names, key=int if numbers else str)
-    place = {class_id: number for number, class_id in enumerate(ordered)}
+    rank = {class_id: number for number, class_id in enumerate(ordered)}
     return Listing(
         layout,
-        sorted(records, key=lambda r: (ROLES.index(r.role), place[r.class_id], r.name)),
+        sorted(records, key=lambda r: (ROLES.index(r.role), rank[r.class_id], r.name)),
         {class_id: class_names[class_id] for class_id in ordered},
     )

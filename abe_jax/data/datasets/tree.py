@@ -216,7 +216,7 @@ def shown(name: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else rf"\x{ord(c):02x}" for c in text)
 
 
-def suffixes_told(names: Iterable[str]) -> str:
+def count_suffixes(names: Iterable[str]) -> str:
     """How many files have which suffix, the most first: "12 .heic, 3 .mp4"."""
     counts: dict[str, int] = {}
     for name in names:

@@ -22,7 +22,7 @@ from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected
 from abe_jax.data.datasets.tree import locate, shown
-from abe_jax.data.prepare import layouts, origin, place
+from abe_jax.data.prepare import layouts, origin, output
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def prepare(
 ) -> str:
     """Checks a data set and writes it as a TFDS data set of ArrayRecords.
 
-    It is written beside its place and moved there once it is whole, so that one that
+    It is written beside its folder and moved there once it is whole, so that one that
     was interrupted leaves nothing that is taken for a data set; the next run deletes
     the rest and starts again. One that is there already is left as it is.
 
@@ -110,9 +110,9 @@ def prepare(
             "with the data set."
         )
     folder = data_dir / dataset
-    place.refuse_nested(source, folder)
+    output.refuse_nested(source, folder)
     try:
-        with place.only_one(folder):
+        with output.only_one(folder):
             if done := prepared.find(data_dir, dataset):
                 origin.refuse_other(done, source, storing)
                 return f"already prepared; nothing to do\n{_summary(done)}"
@@ -126,12 +126,12 @@ def prepare(
                 expected,
             )
     except OSError as error:
-        raise UserError(place.disk_text(error, folder)) from error
+        raise UserError(output.disk_text(error, folder)) from error
     except RuntimeError as error:  # what the writer of ArrayRecords raises
         if "No space left" not in str(error) and "quota exceeded" not in str(error):
             raise
         full = OSError(errno.ENOSPC, str(error))
-        raise UserError(place.disk_text(full, folder)) from error
+        raise UserError(output.disk_text(full, folder)) from error
 
 
 def _write(
@@ -147,9 +147,9 @@ def _write(
 
     start = time.perf_counter()
     final = folder / prepared.VERSION
-    place.refuse_existing(final)
+    output.refuse_existing(final)
     with contextlib.ExitStack() as stack:
-        work = stack.enter_context(place.unfinished(folder))
+        work = stack.enter_context(output.unfinished(folder))
         scratch = work / "unpacked"
         listing = layouts.read(dataset, source, scratch, expected)
         bar = stack.enter_context(
@@ -174,7 +174,7 @@ def _write(
             text = "".join(f"{name}\t{reason}\n" for name, reason in bad)
             (made / "bad_files.txt").write_text(text)
         origin.write(made, source, storing, builder.digests)
-        place.move(made, final)
+        output.move(made, final)
     lines = [f"layout: {listing.layout}", _summary(final)]
     lines += [f"left out: {name} ({reason})" for name, reason in bad]
     if builder.copies:
@@ -206,7 +206,7 @@ def _main(argv: Sequence[str]) -> None:
     for flag in (_DATASET, _SOURCE, _DATA_DIR):
         if not flag.value:
             raise UserError(f"--{flag.name} is missing; --help tells more.")
-    # TFDS tells much that is not for the user of this program.
+    # TFDS logs much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     text = prepare(
         str(_DATASET.value),
@@ -233,7 +233,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
 def _help() -> str:
     lines = [__doc__ or "", "Flags:"]
     lines += [f"  --{flag.name:<15}{flags.FLAGS[flag.name].help}" for flag in _FLAGS]
-    lines += ["", "docs/benchmarks.md tells which layouts are known."]
+    lines += ["", "docs/benchmarks.md has the layouts that are known."]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is at a place: which layout of a data set, in a folder or packed."""
+"""What is in a source: which layout of a data set, in a folder or packed."""
 
 import logging
 import pathlib
@@ -18,7 +18,7 @@ def read(
     scratch: pathlib.Path,
     expected: Expected | None = None,
 ) -> Listing:
-    """Finds out what is at a place, and lists its images.
+    """Finds out what a source holds, and lists its images.
 
     Args:
       dataset: one that has something to read.

@@ -93,7 +93,7 @@ def unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move(made: pathlib.Path, final: pathlib.Path) -> None:
-    """Puts what is whole in its place.
+    """Moves what is whole to where it belongs.
 
     Raises:
       UserError: something is there.
@@ -103,7 +103,7 @@ def move(made: pathlib.Path, final: pathlib.Path) -> None:
 
 
 def refuse_existing(final: pathlib.Path) -> None:
-    """Refuses a place where something is that is no prepared data set.
+    """Refuses to write where something is that is no prepared data set.
 
     Raises:
       UserError: it is not free.
@@ -116,7 +116,7 @@ def refuse_existing(final: pathlib.Path) -> None:
 
 
 def disk_text(error: OSError, folder: pathlib.Path) -> str:
-    """What to tell of an error of the file system."""
+    """What to say of an error of the file system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         there = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(there).free / 2**20

@@ -14,7 +14,7 @@ from PIL import Image
 
 from abe_jax import data
 from abe_jax.data import prepared
-from abe_jax.data.prepare import builders, command, place
+from abe_jax.data.prepare import builders, command, output
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -150,7 +150,7 @@ def test_a_refusal_leaves_no_folder_behind(deep, tmp_path):
 
 def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
     make(tmp_path / "photos")
-    other = tmp_path / "data" / "image_folder" / place.UNFINISHED
+    other = tmp_path / "data" / "image_folder" / output.UNFINISHED
     other.mkdir(parents=True)
     (other / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="was not made by this program; move it"):
