@@ -193,15 +193,15 @@ def _log_left_out(tree: Tree, others: Sequence[Parts]) -> None:
             len(others),
             count_suffixes(p[-1] for p in others),
         )
-    reasons: dict[str, list[str]] = {}
-    for name, why in tree.left_out.items():
-        reasons.setdefault(why, []).append(name)
-    for why, names in reasons.items():
+    kinds: dict[str, list[str]] = {}
+    for name, kind in tree.left_out.items():
+        kinds.setdefault(kind, []).append(name)
+    for kind, names in kinds.items():
         _log.warning(
-            "%s: left out %d of %s: %s%s.",
+            "%s: left out %d %s: %s%s.",
             tree.root,
             len(names),
-            why,
+            kind,
             ", ".join(map(repr, names[:3])),
             " ..." if len(names) > 3 else "",
         )

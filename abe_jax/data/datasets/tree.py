@@ -31,7 +31,7 @@ class Tree:
       files: relative path with forward slashes -> path of the file, or its name in the
         zip file.
       folders: relative paths of the folders.
-      left_out: relative path of what else was left out, hidden files apart -> reason.
+      left_out: relative path of what is left out and not hidden -> what it is.
     """
 
     def __init__(self, root: str):
@@ -82,7 +82,9 @@ class Tree:
             if any(name.startswith(".") for name in shown):
                 continue
             if system:
-                tree.left_out["/".join(shown[: shown.index(system) + 1])] = "system"
+                tree.left_out["/".join(shown[: shown.index(system) + 1])] = (
+                    "system folders"
+                )
                 continue
             if file:
                 tree.files[member] = member
@@ -103,7 +105,7 @@ class Tree:
                 if entry.is_file() or entry.is_symlink():
                     self.files[prefix + entry.name] = entry.path
                 else:  # reading a pipe would wait for ever
-                    self.left_out[prefix + entry.name] = "no file"
+                    self.left_out[prefix + entry.name] = "pipes or devices"
         except OSError as error:
             raise UserError(
                 f"cannot read the folder {error.filename or folder!r}: "
@@ -114,14 +116,14 @@ class Tree:
             for name in [name for name in self.files if name.startswith(prefix)]:
                 del self.files[name]
             self.folders.discard(prefix[:-1])
-            self.left_out[prefix[:-1]] = "the workdir of a run"
+            self.left_out[prefix[:-1]] = "workdirs of runs"
             return
         for entry in subfolders:
             name = prefix + entry.name
             if entry.name in SYSTEM_FOLDERS:
-                self.left_out[name] = "system"
+                self.left_out[name] = "system folders"
             elif _identity(entry.path) in above:
-                self.left_out[name] = "a link to a folder that it is in"
+                self.left_out[name] = "links to folders that they are in"
             elif not entry.name.startswith("."):
                 self.folders.add(name)
                 self._walk(entry.path, f"{name}/", above)
