@@ -38,8 +38,11 @@ def start(*arguments, module="abe_jax.main", **options):
 
 
 def run(*arguments, **options):
-    process = start(*arguments, **options)
-    output, errors = process.communicate(timeout=500)
+    with start(*arguments, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=500)
+        finally:
+            process.kill()  # where it did not end in time
     return process.returncode, output, errors
 
 

@@ -32,9 +32,9 @@ STEPS = [
 
 def run_on(devices, *arguments):
     """One process with so many fake devices."""
-    process = start(*arguments, env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)})
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+    status, output, errors = run(*arguments, env=environment)
+    assert status == 0, errors
     return output
 
 
