@@ -48,7 +48,10 @@ ROWS: dict[str, Row] = {
     **{f"blocks {n}": Row({"model.attention_blocks": n}) for n in (1, 2, 3, 4, 6, 7)},
     **{f"branch {b}": Row({"model.branch": b}) for b in ("pool2", "3a", "4a", "4b")},
     # What keeps the learners alike? One hypothesis a row.
-    **{f"K {k}": Row({"data.images_per_class": k}) for k in (2, 4, 8, 16)},
+    **{
+        f"K {k}": Row({"data.sampler": "classes", "data.images_per_class": k})
+        for k in (2, 4, 8, 16)
+    },
     "pairs": Row({"data.sampler": "pairs"}),
     "no batch norm": Row({"model.trunk": "googlenet"}),
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},

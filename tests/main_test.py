@@ -218,6 +218,7 @@ BAD = {
         [
             *SMALL,
             "--workdir=W",
+            "--config.data.sampler=classes",
             "--config.data.images_per_class=16",
             "--config.train.batch_size=32",
         ],
