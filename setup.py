@@ -69,6 +69,7 @@ setuptools.setup(
         "peers": [
             "onnx>=1.17,<2",
             "onnxruntime>=1.20,<2",
+            "playwright>=1.50,<2",  # drives the system's Chromium, for the pages
             "psutil>=6,<8",  # memory, in benchmarks
             "pytorch-metric-learning>=2.8,<3",
             "safetensors>=0.4,<1",

@@ -8,30 +8,11 @@ import shutil
 
 import numpy as np
 import pytest
-from apply.conftest import AWKWARD, make_run
+from apply.conftest import AWKWARD
 from command_line import run
 
 from abe_jax import data, evaluate, report
 from abe_jax.report import attention, findings, page, plots
-from abe_jax.workdir import config_files
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report") / "run"
-    make_run(folder)
-    lines = [
-        {"step": 0, "eval/recall@1": 0.1, "eval/map_at_r": 0.05},
-        {"step": 4, "train/loss": 3.0, "train/images_per_second": 50.0},
-        {"step": 8, "train/loss": 2.0, "eval/recall@1": 0.2, "eval/map_at_r": 0.1},
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluation(workdir):
-    return evaluate.measure_checkpoint(config_files.of_workdir(workdir), str(workdir))
 
 
 class Page(html.parser.HTMLParser):
