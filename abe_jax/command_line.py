@@ -8,18 +8,6 @@ from absl import flags
 
 from abe_jax.errors import UserError
 
-# ml_collections reports a bad config file or field in as many ways.
-_BAD_FLAGS = (
-    flags.Error,
-    AttributeError,
-    ImportError,
-    KeyError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-
 
 def parse_flags(
     argv: Sequence[str],
@@ -45,7 +33,7 @@ def parse_flags(
     try:
         sys.argv = arrange(argv)  # where ml_collections looks for overrides
         return flags.FLAGS(sys.argv)
-    except _BAD_FLAGS as error:
+    except Exception as error:  # a config file is a program, and fails like one
         tell(_message(error))
     sys.exit(1)
 
@@ -86,8 +74,12 @@ def _message(error: Exception) -> object:
     for cause in reversed(causes):
         if isinstance(cause, UserError):
             return cause
+    if isinstance(error, IndexError):
+        return (
+            f"a config's field cannot be overridden in part ({error}); give all of it."
+        )
     if not isinstance(error, AttributeError | KeyError):
-        return error
+        return error if str(error).strip() else f"the config: {type(error).__name__}."
     inner: object = error
     while isinstance(inner, AttributeError | KeyError) and inner.args:
         inner = inner.args[0]

@@ -128,6 +128,7 @@ def _main(argv: Sequence[str]) -> None:
     for name in _OF_MODES:
         if flags.FLAGS[name].present and name not in mode.takes:
             raise UserError(f"--{name} is not for --mode={_MODE.value}.")
+    config_files.require_known(_CONFIG.value)
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logging.getLogger("jax").setLevel(logging.WARNING)

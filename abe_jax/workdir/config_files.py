@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from abe_jax.errors import UserError
-from abe_jax.workdir import CONFIG_FILE
+from abe_jax.workdir import CONFIG_FILE, fields
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # In a wheel inside the package, in a clone beside it.
@@ -89,15 +89,15 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
     """The config of a run, from what it left in its workdir.
 
-    Fields that came to this project after the run have their defaults.
+    Fields that came to this project after the run have their defaults; those that went
+    are left out.
 
     Raises:
       UserError: as of `stored`, or a field is of another type than here.
     """
     config = _defaults()
     try:
-        with config.unlocked():
-            config.update(_with_tuples(stored(workdir)))
+        config.update(_common(config, _with_tuples(stored(workdir))))
     except TypeError as error:
         path = pathlib.Path(workdir) / CONFIG_FILE
         raise UserError(f"{path} is of another version: {error}.") from error
@@ -105,6 +105,31 @@ def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
 
 
 get_config = of_workdir  # as a config file has it
+
+
+def require_known(config: Any) -> None:
+    """Checks a config's fields against `configs/default.py`, as overrides are.
+
+    Raises:
+      UserError: it is no config, or a field is unknown, missing or of another type.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: get_config() gives a {type(config).__name__}; it must give a "
+            "ConfigDict, such as configs.default.get_config()."
+        )
+    fields.require_known(config, fields.flat(_defaults()))
+
+
+def _common(config: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a stored config that this version has as well."""
+    return {
+        name: _common(config[name], value)
+        if isinstance(value, dict) and isinstance(config[name], ConfigDict)
+        else value
+        for name, value in stored.items()
+        if name in config
+    }
 
 
 def _defaults() -> ConfigDict:

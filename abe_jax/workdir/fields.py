@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from abe_jax.errors import UserError
@@ -179,26 +179,32 @@ def require_in_range(config) -> None:
             raise UserError(f"{name} is {value!r}; it must be {allowed.words}.")
 
 
-def require_known(config, known: Iterable[str]) -> None:
+def require_known(config, defaults: Mapping[str, Any]) -> None:
     """Checks that a config has no field but the known ones, and all of them.
 
     Args:
       config: the whole config.
-      known: full names of the fields of `configs/default.py`.
+      defaults: full names and defaults of the fields of `configs/default.py`.
 
     Raises:
-      UserError: a field is unknown, such as a misspelt one, or missing.
+      UserError: a field is unknown, such as a misspelt one, missing, or of another
+        type.
     """
-    names = list(known)
     found = flat(config)
-    for name in found:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+    for name, value in found.items():
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see configs/default.py."
             raise UserError(
                 f"the config has a field {name!r}, which is unknown; {hint}"
             )
-    missing = [name for name in names if name not in found]
+        default = defaults[name]
+        if isinstance(default, bool | str) and not isinstance(value, type(default)):
+            raise UserError(
+                f"{name} is {value!r}; it must be a {type(default).__name__}, such as "
+                f"{default!r}."
+            )
+    missing = [name for name in defaults if name not in found]
     if missing:
         raise UserError(
             f"the config lacks {', '.join(missing)}; start from "

@@ -26,7 +26,7 @@ def model_section(config, *, restored: bool) -> ConfigDict:
       restored: a checkpoint will be restored, so that no file of pretrained weights
         needs to be there.
     """
-    section = ConfigDict(config.model)
+    section = config.model.copy_and_resolve_references()
     if restored or run_of(config) is not None:
         with section.unlocked():
             section.pretrained = None

@@ -28,8 +28,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[n]) for n in (1, 2)]
 
 from command_line import SMALL, lines_of, without_times  # noqa: E402
 
-STEPS = 12
-_EVERY = 4  # steps between evaluations, and between checkpoints
+STEPS = 40
 _PATIENCE = 900  # seconds
 
 # Moments of a run, in the order in which they come.
@@ -264,14 +263,17 @@ def campaign(
     log(f"an undisturbed run takes {seconds:.0f} s")
     outcomes: dict[str, int] = {}
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
-    moments = iter([m for _ in range(runs * len(signals)) for m in MOMENTS])
     for number in range(runs):
         place = folder / f"run{number}"
         place.mkdir()
         run = Run(place, devices, processes)
         rng.shuffle(signals)
-        for sent in signals:
-            moment = next(moments)
+        # In the order of a run's life: after the end nothing can be disturbed.
+        moments = sorted(
+            (MOMENTS[(number + i) % len(MOMENTS)] for i in range(len(signals))),
+            key=lambda moment: (moment != "start") + (moment == "end"),
+        )
+        for sent, moment in zip(signals, moments, strict=True):
             outcome = disturb(run, sent, moment, rng, seconds / 2)
             name = f"{signal.Signals(sent).name} {outcome}"
             outcomes[name] = outcomes.get(name, 0) + 1
