@@ -9,7 +9,7 @@ DIR/cub200/1.0.0/index.npz      label, role, box and name of each record, in ord
 import functools
 import os
 import pathlib
-import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +20,7 @@ from abe_jax.data.decoding import (
     RelativeBox,
     decode,
     decode_stored,
+    reason,
     require_known_square,
 )
 from abe_jax.errors import UserError
@@ -82,6 +83,7 @@ class PreparedRecords:
                 "prepare it again from the official files, or switch it off."
             )
         self._boxes = index["box"] if box_crop else None
+        self._checksums = index.get("checksum")  # earlier versions did not note them
         self._records = _open_shards(
             self.folder, _texts(index["shard"]), index["shard_length"].tolist()
         )
@@ -118,12 +120,18 @@ class PreparedRecords:
         parse, parse_error = example_parser()
         try:
             example = parse(self._records[index])
-            return example.features.feature["image"].bytes_list.value[0]
-        except (IndexError, parse_error, OSError, RuntimeError) as error:
-            raise UserError(
-                f"cannot read record {index} of {self.folder}: {error}; the files are "
-                "damaged: delete the folder and prepare it again."
-            ) from error
+            image = example.features.feature["image"].bytes_list.value[0]
+        except (IndexError, parse_error, OSError, RuntimeError, ValueError) as error:
+            raise self._damaged(index, reason(error)) from error
+        if self._checksums is not None and zlib.crc32(image) != self._checksums[index]:
+            raise self._damaged(index, "it has changed")
+        return image
+
+    def _damaged(self, index: int, why: str) -> UserError:
+        return UserError(
+            f"cannot read record {index} of {self.folder}: {why}; the files are "
+            "damaged: delete the folder and prepare it again."
+        )
 
 
 @functools.cache
@@ -147,10 +155,10 @@ def _read_index(folder: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return dict(content)
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged zip file fails in many ways
         raise UserError(
-            f"cannot read {path}: {error}; prepare the data set with "
-            "python -m abe_jax.prepare."
+            f"cannot read {path}: {reason(error)}; delete the folder and prepare it "
+            "again with python -m abe_jax.prepare."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Layouts of the benchmarks: each is detected, complete, and refused if it is not."""
 
+import importlib
 import logging
 import os
 import pathlib
@@ -70,6 +71,13 @@ def test_official_numbers_are_those_of_the_protocol():
         },
         "image_folder": {},
     }
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop", "inshop"])
+def test_configs_report_the_values_of_k_of_published_figures(dataset):
+    config = importlib.import_module(f"configs.{dataset}").get_config()
+    assert config.eval.recall_at == DATASETS[dataset].recall_at
+    assert DATASETS[dataset].citation
 
 
 @pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop"])

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from abe_jax.data import prepared
 from abe_jax.data.datasets.image_folder import ImageFolder
 from abe_jax.data.decoding import decode, decode_stored
 from abe_jax.data.prepare import builders, command
@@ -273,3 +274,34 @@ def test_archives_to_prepare(tmp_path_factory, listed_only, kind, changes):
     path.write_bytes(changed(archive(kind), changes))
     prepared_or_refused("image_folder", path, folder / "data", {})
     assert sorted(p.name for p in folder.iterdir()) == [path.name]
+
+
+def test_prepared_data_sets(tmp_path):
+    """Damage is noticed, wherever it is: no image is another than was stored."""
+    for name in ("ash", "elm"):
+        for number in range(3):
+            fake.write(tmp_path / "photos", f"{name}/{number}.png", image("PNG", False))
+    prepare("image_folder", tmp_path / "photos", tmp_path / "data")
+    folder = prepared.find(tmp_path / "data", "image_folder")
+    whole = prepared.PreparedRecords(folder, 12)
+    expected = [whole[index] for index in range(6)]
+    index_file = folder / prepared.INDEX_FILE
+    shards = sorted(folder.glob("*.array_record*"))
+
+    @campaign(300)
+    @given(path=st.sampled_from([index_file, *shards]), changes=CHANGES)
+    def damaged(path, changes):
+        content = path.read_bytes()
+        # Most of a file of records is filled up.
+        used = len(content.rstrip(b"\0")) if path != index_file else len(content)
+        path.write_bytes(changed(content[:used], changes) + content[used:])
+        try:
+            records = prepared.PreparedRecords(folder, 12)
+            for number, pixels in enumerate(expected):
+                np.testing.assert_array_equal(records[number], pixels)
+        except UserError as error:
+            one_line(error)
+        finally:
+            path.write_bytes(content)
+
+    damaged()

@@ -300,14 +300,14 @@ def test_a_file_of_records_that_was_damaged_at_once_is_noticed(tmp_path, monkeyp
 
 
 def test_files_of_earlier_versions_are_read(tmp_path):
-    """Their index has lines, and neither quality nor origin."""
+    """Their index has lines, and neither quality, checksums nor origin."""
     make(tmp_path / "photos")
     prepare("image_folder", tmp_path / "photos", tmp_path / "data")
     folder = prepared.find(tmp_path / "data", "image_folder")
     expected = prepared.PreparedRecords(folder, 16)
     with np.load(folder / "index.npz") as content:
         index = dict(content)
-    del index["quality"]
+    del index["quality"], index["checksum"]
     for key in ("name", "class_id", "class_name", "shard"):
         lines = index[key].tobytes()[:-1].replace(b"\0", b"\n")
         index[key] = np.frombuffer(lines, np.uint8)

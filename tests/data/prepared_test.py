@@ -248,6 +248,22 @@ def _truncated_shard(folder):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def _one_bit(folder):
+    path = next(folder.glob("*train.array_record*"))
+    content = bytearray(path.read_bytes())
+    used = [i for i, byte in enumerate(content) if byte]  # most is filled up
+    content[used[len(used) // 2]] ^= 1
+    path.write_bytes(content)
+
+
+def _damaged_index(folder):
+    path = folder / "index.npz"
+    content = bytearray(path.read_bytes())
+    start = content.index(b"label.npy") + len("label.npy") + 20  # its deflated bytes
+    content[start : start + 9] = b"\xff" * 9
+    path.write_bytes(content)
+
+
 def _exchanged_shard(folder):
     shutil.copy(
         folder / "cub200-test.array_record-00000",
@@ -258,7 +274,9 @@ def _exchanged_shard(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_no_index, "cannot read .*index.npz.*prepare the data set with"),
+        (_no_index, "cannot read .*index.npz.*delete the folder and prepare it again"),
+        (_damaged_index, "cannot read .*index.npz.*prepare it again with python -m"),
+        (_one_bit, "cannot read record .*damaged: delete the folder and prepare it"),
         (_missing_shard, "lacks 'cub200-.*delete the folder and prepare it again"),
         (_truncated_shard, "delete the folder and prepare it again"),
         (_exchanged_shard, "holds 68 records, its index 67"),

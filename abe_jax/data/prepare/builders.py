@@ -240,6 +240,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             folder / INDEX_FILE,
             label=np.array([self._labels[r.class_id] for r in records], np.int32),
             role=np.array([ROLES.index(r.role) for r in records], np.uint8),
+            checksum=np.array(self._checksums, np.uint32),
             box=np.array([e.box for _, e in self._kept], np.float32),
             name=_lines([r.name for r in records]),
             class_id=_lines(list(self._listing.class_names)),
