@@ -1,7 +1,11 @@
 """The code of docs/extending.md does what the page says."""
 
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,8 @@ from train_test import small_config
 from abe_jax import evaluate, losses, parallel, train
 from abe_jax.models import trunks
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "extending.md"
 SECTIONS = dict(
     re.findall(
         r"^## (.+)\n(?:.*\n)*?```python\n((?:.*\n)*?)```", PAGE.read_text(), re.M
@@ -38,16 +43,23 @@ def add(section):
     return names
 
 
+def one_step():
+    config = small_config()
+    config.train.update(steps=1)
+    return config
+
+
 def test_every_section_is_tested():
-    assert set(SECTIONS) >= {"A trunk", "A loss", "A metric"}
+    here = {"A trunk", "A loss", "A metric", "A mode"}
+    in_data = {"A data set", "A sampler"}  # tests/data/extending_data_test.py
+    assert set(SECTIONS) == here | in_data
 
 
 @pytest.mark.parametrize("name", ["abe", "m_heads", "one_head"])
 def test_a_trunk_trains_with_every_model(name, tmp_path):
     add("A trunk")
-    config = small_config()
+    config = one_step()
     config.model.update(trunk="tiny", name=name, width=0.5)
-    config.train.update(steps=1)
     metrics = train.train_and_evaluate(config, str(tmp_path))
     assert 0 <= metrics["eval/recall@1"] <= 1
 
@@ -87,3 +99,25 @@ def test_a_metric_is_in_the_evaluation():
     measured = evaluate.measure(rows, np.array([0, 0, 1, 1]), (1,))
     assert measured["learners"][0]["r_precision"] == 1.0
     assert evaluate.scalars(measured)["eval/r_precision"] == 1.0
+
+
+def test_a_mode_is_a_file_and_a_line(tmp_path):
+    """Both are added to a copy of the package, which is started as users start it."""
+    package = tmp_path / "abe_jax"
+    shutil.copytree(ROOT / "abe_jax", package, ignore=shutil.ignore_patterns("__pyc*"))
+    (package / "apply" / "counting.py").write_text(SECTIONS["A mode"])
+    (line,) = re.findall(r'^    ("count": .*\n)', PAGE.read_text(), re.M)
+    main = package / "main.py"
+    main.write_text(main.read_text().replace("_MODES = {\n", "_MODES = {\n" + line))
+    train.train_and_evaluate(one_step(), str(tmp_path / "run"))
+    command = [sys.executable, "-m", "abe_jax.main", "--mode=count"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"[\d,]+ parameters", done.stdout.splitlines()[-1])
