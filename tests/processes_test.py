@@ -200,17 +200,24 @@ def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
         assert two[0].returncode == -signal.SIGTERM
 
 
-def called_alone(program, **environment):
-    """Runs a few lines on this module in a process of their own, as JAX is for each."""
+def begin_alone(program, **environment):
+    """Starts a few lines on this module: in a process of their own, as JAX is."""
     lines = "import os\nfrom abe_jax import processes\n" + program
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", lines],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "2", **environment},
     )
+
+
+def called_alone(program, **environment):
+    """Runs such lines to their end."""
+    with begin_alone(program, **environment) as process:
+        output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 JOIN = """
@@ -232,6 +239,38 @@ def test_peers_that_never_come_are_one_line(index):
     assert ended.returncode == 0, ended.stderr
     assert "the other processes did not come within 3 s; start all of" in ended.stdout
     assert f"each reaches 127.0.0.1:{port}" in ended.stdout
+
+
+GATHER = """
+import sys
+import numpy as np
+processes.join("127.0.0.1:{port}", 2, {index})
+try:
+    while True:
+        processes.gather(np.zeros(1))
+        print("gathered", flush=True)
+except Exception as error:
+    print(processes.explain(error), file=sys.stderr, flush=True)
+    os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_who_is_left_alone_says_so(dies):
+    """JAX calls abort() where the coordinator is gone, which no exception tells."""
+    port = free_port()
+    two = [begin_alone(GATHER.format(port=port, index=index)) for index in range(2)]
+    try:
+        for process in two:
+            assert "gathered\n" in process.stdout  # after what gloo prints
+        two[dies].kill()
+        _, errors = two[1 - dies].communicate(timeout=60)
+    finally:
+        for process in two:
+            process.kill()
+            process.communicate()
+    assert two[1 - dies].returncode == 1
+    assert "another process of this run ended" in errors.splitlines()[-1]
 
 
 def test_a_web_proxy_is_not_asked_for_the_other_processes():
