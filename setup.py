@@ -64,6 +64,8 @@ setuptools.setup(
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],
         # Writers of exported models; ONNX Runtime checks what was written.
         "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"],
+        # Approximate search of millions of images; exact search needs nothing.
+        "approximate": ["usearch>=2.16,<3"],
         # Compared with in tests marked `peers`, together with torchvision, which is
         # installed by itself (`pip install --no-deps torchvision==0.28.0`).
         "peers": [
@@ -75,6 +77,7 @@ setuptools.setup(
             "safetensors>=0.4,<1",
             "scikit-learn>=1.5,<2",
             "torch==2.13.0",
+            "usearch>=2.16,<3",
         ],
         # Pinned: a formatter or type checker of another version finds other things.
         "dev": [

@@ -57,6 +57,7 @@ flags.DEFINE_string("output", None, "File to write; its suffix says in which for
 flags.DEFINE_boolean("strict", False, "An image that cannot be read is an error.")
 flags.DEFINE_string("query", None, "Image, folder or zip file that is looked for.")
 flags.DEFINE_integer("top_k", 10, "How many matches a query gets.")
+flags.DEFINE_boolean("approximate", False, "Search by usearch, for millions of images.")
 flags.DEFINE_integer("learner", None, "The learner that compares; all by default.")
 
 # The config of a mode is the run's own, unless --config names one; new runs need one.
@@ -83,7 +84,7 @@ _MODES = {
     "search": _Mode(
         "find what is like --query in --images; prints it, writes search.html",
         "abe_jax.apply.search:search_images",
-        takes=("images", "query", "top_k", "learner", "step"),
+        takes=("images", "query", "top_k", "learner", "approximate", "step"),
         needs=("images", "query"),
     ),
     "export": _Mode(

@@ -23,6 +23,7 @@ import numpy as np
 
 from abe_jax import retrieval
 from abe_jax.apply import progress
+from abe_jax.apply.approximate import Graph
 from abe_jax.apply.images import ImageFile, Path, find, shown
 from abe_jax.errors import UserError
 
@@ -65,13 +66,16 @@ class Index:
         files: list[ImageFile],
         embeddings: np.ndarray,
         changes: Changes,
+        file: pathlib.Path,
     ):
         self.folder = folder
         self.files = files
         self.embeddings = embeddings
         self.changes = changes
+        self._file = file
         # On the devices as long as the index lives, once for each learner asked.
-        self._gallery = cache(self._upload)
+        self._gallery = cache(lambda learner: retrieval.Gallery(self._rows(learner)))
+        self.graph = cache(self._graph)
 
     @property
     def paths(self) -> list[str]:
@@ -82,14 +86,20 @@ class Index:
         return len(self.files)
 
     def top_k(
-        self, queries: np.ndarray, k: int, learner: int | None = None
+        self,
+        queries: np.ndarray,
+        k: int,
+        learner: int | None = None,
+        *,
+        approximate: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest images of each query, exactly.
+        """The nearest images of each query.
 
         Args:
           queries: `[Q, M, D/M]`, as of `Trained.embed`.
           k: how many; all where the index holds fewer.
           learner: the one that compares; None for all together.
+          approximate: through `graph`, instead of exactly.
 
         Returns:
           cosines `[Q, k]` float32 in [-1, 1], of all learners their mean, largest
@@ -98,12 +108,19 @@ class Index:
         k = min(k, len(self))
         chosen = slice(None) if learner is None else slice(learner, learner + 1)
         asked = queries[:, chosen]
-        scores, rows = self._gallery(learner).top_k(asked.reshape(len(asked), -1), k)
+        gallery = (self.graph if approximate else self._gallery)(learner)
+        scores, rows = gallery.top_k(asked.reshape(len(asked), -1), k)
         return scores / asked.shape[1], rows
 
-    def _upload(self, learner: int | None) -> retrieval.Gallery:
+    def _rows(self, learner: int | None) -> np.ndarray:
         rows = self.embeddings if learner is None else self.embeddings[:, learner]
-        return retrieval.Gallery(rows.reshape(len(rows), -1))
+        return rows.reshape(len(rows), -1)
+
+    def _graph(self, learner: int | None) -> Graph:
+        """For approximate search; its file lies beside that of the index."""
+        whose = "all" if learner is None else f"learner{learner}"
+        stem = self._file.with_name(f"{self._file.stem}-{whose}")
+        return Graph(self._rows(learner), stem)
 
 
 def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
@@ -169,7 +186,7 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         dropped=len(known.keys() - files.keys()),
         unreadable=tuple(name for name in names if rows[name] is None),
     )
-    return Index(place, [files[name] for name in readable], together, changes)
+    return Index(place, [files[name] for name in readable], together, changes, path)
 
 
 def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:

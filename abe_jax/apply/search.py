@@ -24,6 +24,7 @@ def search_images(
     query: str,
     top_k: int,
     learner: int | None,
+    approximate: bool,
     step: int | None,
 ) -> None:
     """Indexes a folder, searches it, and shows what was found: `--mode=search`.
@@ -37,6 +38,7 @@ def search_images(
       query: image, folder or zip file that asks.
       top_k: how many matches each query gets.
       learner: the one that compares; None for all together.
+      approximate: search by usearch instead of exactly.
       step: of the checkpoint; the newest by default.
 
     Raises:
@@ -51,7 +53,11 @@ def search_images(
         f"{changes.kept:,} as before, {changes.dropped:,} gone"
     )
     queries = find(query)
-    results = model.search(query, index, top_k=top_k, learner=learner)
+    results = model.search(
+        query, index, top_k=top_k, learner=learner, approximate=approximate
+    )
+    if approximate and (recall := index.graph(learner).recall) is not None:
+        print(f"usearch finds {recall:.1%} of the 10 exactly nearest images")
     for file, matches in zip(queries, results, strict=True):
         print(f"\n{shown(file.name)}")
         for rank, match in enumerate(matches, start=1):

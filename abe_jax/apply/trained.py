@@ -169,8 +169,9 @@ class Trained:
         *,
         top_k: int = 10,
         learner: int | None = None,
+        approximate: bool = False,
     ) -> list[list[Match]]:
-        """Finds the images that are most like each query, exactly.
+        """Finds the images that are most like each query.
 
         A query that lies in the gallery finds itself.
 
@@ -180,6 +181,7 @@ class Trained:
             or the folder.
           top_k: how many; all where the gallery holds fewer.
           learner: the one that compares, from 0; None for all together.
+          approximate: by usearch, for millions of images; exactly by default.
 
         Returns:
           for each query its matches, the best first.
@@ -197,7 +199,9 @@ class Trained:
         index = (
             self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
         )
-        scores, rows = index.top_k(self.embed(queries), top_k, learner)
+        scores, rows = index.top_k(
+            self.embed(queries), top_k, learner, approximate=approximate
+        )
         paths = index.paths
         return [
             [Match(paths[row], score) for row, score in zip(*found, strict=True)]

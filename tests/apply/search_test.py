@@ -120,6 +120,32 @@ def test_the_gallery_goes_to_the_device_once(model, pictures, tmp_path, monkeypa
     assert len(made) == 1
 
 
+@pytest.mark.peers
+def test_approximate_search(model, pictures, tmp_path):
+    """Of few images the graph misses none; it is read again, and made anew in time."""
+    index = model.index(pictures, tmp_path / "i.npz")
+    for learner in (None, 1):
+        exact = model.search(pictures, index, top_k=3, learner=learner)
+        found = model.search(
+            pictures, index, top_k=3, learner=learner, approximate=True
+        )
+        assert [[m.path for m in row] for row in found] == [
+            [m.path for m in row] for row in exact
+        ]
+        np.testing.assert_allclose(
+            [m.score for row in found for m in row],
+            [m.score for row in exact for m in row],
+            atol=1e-5,
+        )
+        assert index.graph(learner).recall == 1
+    again = model.index(pictures, tmp_path / "i.npz")
+    assert again.graph(None).recall is None
+    (pictures / "a" / "1.png").unlink()
+    fewer = model.index(pictures, tmp_path / "i.npz")
+    assert fewer.graph(None).recall == 1
+    assert len(list(tmp_path.glob("i-all-*.usearch"))) == 1
+
+
 def test_mistakes(model, pictures, tmp_path):
     with pytest.raises(UserError, match="learners 0 to 1"):
         model.search(pictures, pictures, learner=2)

@@ -1,0 +1,68 @@
+"""Search of millions of images through a graph of neighbours, by usearch (HNSW).
+
+It looks at a small part of the gallery and may miss what is near; what it finds is
+scored exactly. `recall` says how much it misses.
+"""
+
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from abe_jax import retrieval
+from abe_jax.errors import UserError
+
+_MEASURED = 200  # rows that ask, to measure the recall
+_NEIGHBOURS = 10
+
+
+class Graph:
+    """A gallery that is searched approximately, with the answers of `Gallery`.
+
+    Attributes:
+      recall: share of the 10 exactly nearest rows that it finds, in [0, 1]; None where
+        the graph was read from its file.
+    """
+
+    def __init__(self, rows: np.ndarray, stem: pathlib.Path):
+        """Builds the graph, or reads it where these rows' is there already.
+
+        Args:
+          rows: float32 `[N, D]`, all of one length.
+          stem: path of the files, less what tells their rows apart and the suffix.
+
+        Raises:
+          UserError: usearch is not installed.
+        """
+        try:
+            from usearch.index import Index
+        except ImportError as error:
+            raise UserError(
+                "--approximate needs usearch: pip install 'abe_jax[approximate]'"
+            ) from error
+        digest = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]
+        path = stem.with_name(f"{stem.name}-{digest}.usearch")
+        self._graph: Any = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
+        self.recall: float | None = None
+        if path.exists():
+            self._graph.load(str(path))
+            return
+        self._graph.add(np.arange(len(rows)), rows)
+        self.recall = self._measure(rows)
+        for old in stem.parent.glob(f"{stem.name}-*.usearch"):
+            old.unlink()
+        self._graph.save(str(path))
+
+    def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `retrieval.Gallery.top_k`; a row that is missed leaves its place."""
+        found = self._graph.search(queries, k)
+        keys, scores = np.asarray(found.keys), 1 - np.asarray(found.distances)
+        return scores.reshape(len(queries), -1), keys.reshape(len(queries), -1)
+
+    def _measure(self, rows: np.ndarray) -> float:
+        asked = rows[np.linspace(0, len(rows) - 1, _MEASURED).astype(int)]
+        k = min(_NEIGHBOURS, len(rows))
+        _, exact = retrieval.top_k(asked, rows, k)
+        _, found = self.top_k(asked, k)
+        return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())
