@@ -169,8 +169,9 @@ def test_evaluation_finds_the_same_on_any_devices_and_processes(tmp_path):
 @pytest.mark.slow
 def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    run_on(2, *STEPS, f"--workdir={alone}")
-    with two_processes(*STEPS, f"--workdir={pair}") as two:
+    small = (*SMALL, "--config.train.steps=100", "--config.train.eval_every=100")
+    run_on(2, *small, f"--workdir={alone}")
+    with two_processes(*small, f"--workdir={pair}") as two:
         wait_for_step(pair, 10, two)
         two[0].kill()
         died = time.monotonic()
@@ -179,25 +180,24 @@ def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
         assert two[1].returncode == 1
     assert "another process of this run ended" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    run_two(*STEPS, f"--workdir={pair}")
+    run_two(*small, f"--workdir={pair}")
     assert losses_of(pair) == losses_of(alone)
 
 
 @pytest.mark.slow
 def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
-    workdir = f"--workdir={tmp_path}"
-    run_on(2, *SMALL, "--config.train.steps=4", workdir)
-    # So many images that it is still drawing them when the signal comes.
-    many = ("--config.data.birds_images_per_class=8", workdir, "--mode=evaluate")
-    with two_processes(*SMALL, *many, "--config.train.steps=4") as two:
-        line = two[0].stderr.readline()
-        assert "evaluate on 2 cpu devices, 2 processes" in line
+    """JAX's own handler only takes note of it."""
+    arguments = (*SMALL, "--config.train.steps=4", f"--workdir={tmp_path}")
+    run_on(2, *arguments)
+    with two_processes(*arguments, "--mode=evaluate") as two:
+        begun = "evaluate on 2 cpu devices, 2 processes"
+        assert any(begun in line for line in two[0].stderr)
         for process in two:
             process.send_signal(signal.SIGTERM)
         for process in two:
             process.communicate(timeout=20)
-            assert process.returncode in (-signal.SIGTERM, 1)
         assert two[0].returncode == -signal.SIGTERM
+        assert two[1].returncode in (-signal.SIGTERM, 1)  # or lost the other first
 
 
 def begin_alone(program, **environment):
