@@ -51,7 +51,11 @@ class Checkpoints:
         self._workdir = workdir
         self._folder = (workdir / CHECKPOINTS_FOLDER).absolute()
         self._read_only = read_only
+        log = logging.getLogger("absl")
+        level = log.level
         if read_only:
+            # Orbax warns, three times, that nothing can be written.
+            log.setLevel(logging.ERROR)
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
             options = ocp.CheckpointManagerOptions(
@@ -69,6 +73,7 @@ class Checkpoints:
                 "config": ocp.JsonCheckpointHandler(),
             },
         )
+        log.setLevel(level)
 
     @property
     def steps(self) -> list[int]:
