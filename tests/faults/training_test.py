@@ -17,6 +17,10 @@ from abe_jax.errors import UserError
 from abe_jax.workdir import NotWritable, checkpoints, claim, lock, metrics, seals
 
 
+def _slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 def final(workdir, step=8):
     """The state after a step, and the metrics but for times."""
     with contextlib.closing(checkpoints.Checkpoints(workdir, read_only=True)) as saved:
@@ -61,10 +65,7 @@ POINTS = {
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(
     "name",
-    [
-        n if i < 2 else pytest.param(n, marks=pytest.mark.slow)
-        for i, n in enumerate(POINTS)
-    ],
+    [name if i < 2 else _slow(name) for i, name in enumerate(POINTS)],
 )
 def test_a_death_at_any_point_is_made_good(
     name, after, tiny, finished, tmp_path, monkeypatch
@@ -133,7 +134,7 @@ def test_the_page_has_the_newest_evaluation(finished):
     assert "step 8" in page and ">8</text>" in page  # the curve's last step
 
 
-@pytest.mark.parametrize("recall_at", [(1,), (2, 4), (8, 1, 3)])
+@pytest.mark.parametrize("recall_at", [(2, 4), _slow((1,)), _slow((8, 1, 3))])
 def test_other_ks_are_measured_anew(tiny, finished, recall_at):
     config = tiny()
     config.eval.recall_at = recall_at
@@ -184,7 +185,7 @@ def test_another_head_starts_at_random_and_another_body_is_refused(
         train.train_and_evaluate(config, str(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("value", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", ["gradient_norm", _slow("loss")])
 def test_what_is_not_finite_is_not_saved(tiny, tmp_path, monkeypatch, value):
     """The newest checkpoint stays sound, and the advice of the message can be taken."""
     make = train_step.make_train_step
@@ -306,7 +307,7 @@ def test_evaluation_leaves_a_running_save_alone(tiny, finished):
     assert left.exists()
 
 
-@pytest.mark.parametrize("limit", [3_000, 6_000, 20_000])
+@pytest.mark.parametrize("limit", [6_000, _slow(3_000), _slow(20_000)])
 def test_a_full_disk_ends_in_a_line_and_room_makes_it_good(
     tiny, finished, tmp_path, limit
 ):

@@ -54,8 +54,6 @@ BAD = {
     "data.validation_fraction": (1.0, -0.5),
     "model.width": (0.0, -1.0, math.inf),
     "model.num_learners": (0,),
-    "parallel.mapping": ("vmap",),
-    "train.optimizer": ("adma",),
 }
 
 
