@@ -46,7 +46,7 @@ def exported(request, tmp_path_factory):
     make_run(folder / "run", *request.param)
     model = abe_jax.load(folder / "run")
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (60, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "query.png")
     return model, folder, model.embed(folder / "query.png").reshape(1, -1)
 
