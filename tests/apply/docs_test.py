@@ -26,8 +26,12 @@ def folder(tmp_path_factory, photos):
 
 
 def commands() -> list[str]:
-    text = (ROOT / "docs" / "use.md").read_text()
-    return re.findall(r"^    (python -m abe_jax.main .*)$", text, re.M)
+    """Those of the page, and of the README where it uses a trained model."""
+    readme, page = (ROOT / name for name in ("README.md", "docs/use.md"))
+    text = page.read_text()
+    text += readme.read_text().split("## Use the model")[1].split("\n## ")[0]
+    found = re.findall(r"^    (python -m abe_jax.main .*)$", text, re.M)
+    return list(dict.fromkeys(found))
 
 
 def start(arguments: list[str], folder) -> str:
