@@ -39,6 +39,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array_record>=0.7,<1",
+        "flatbuffers>=24,<26",  # what jax.export writes StableHLO files with
         "flax>=0.12.4,<0.13",  # NNX still changes between minor releases
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.13",  # 0.10 is the last for Python 3.11; 0.12 was tested last

@@ -10,6 +10,7 @@ from abe_jax.errors import UserError
 from configs import default
 
 NOTHING = {
+    "crop": "area",
     "crop_area": (1.0, 1.0),
     "crop_aspect": 1.0,
     "flip": 0.0,

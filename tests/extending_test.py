@@ -101,10 +101,12 @@ def test_a_metric_is_in_the_evaluation():
     assert evaluate.scalars(measured)["eval/r_precision"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_mode_is_a_file_and_a_line(tmp_path):
     """Both are added to a copy of the package, which is started as users start it."""
     package = tmp_path / "abe_jax"
     shutil.copytree(ROOT / "abe_jax", package, ignore=shutil.ignore_patterns("__pyc*"))
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (package / "apply" / "counting.py").write_text(SECTIONS["A mode"])
     (line,) = re.findall(r'^    ("count": .*\n)', PAGE.read_text(), re.M)
     main = package / "main.py"

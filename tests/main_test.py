@@ -66,6 +66,7 @@ def test_evaluation_has_the_promised_fields(finished):
     assert 0 <= evaluation["map_at_r"] <= 1
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
     environment = {
         **os.environ,
@@ -279,6 +280,7 @@ def folder_config(photos, workdir):
     ]
 
 
+@pytest.mark.slow
 def test_unreadable_image_is_named_and_nothing_is_lost(photos, tmp_path):
     folder = shutil.copytree(photos, tmp_path / "photos")
     # A test class: training must not fall over it before it is looked at.
@@ -307,6 +309,7 @@ def test_diverging_loss_ends_the_run(tmp_path):
     assert "lower train.learning_rate" in errors.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_runs_where_stderr_is_a_terminal(tmp_path):
     """The bar shows images/s and the time left."""
     parent, child = pty.openpty()

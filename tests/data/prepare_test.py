@@ -308,6 +308,7 @@ def large_photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_killed_and_run_again(large_photos, tmp_path):
     arguments = ["--dataset=image_folder", f"--source={large_photos}"]
     arguments += [f"--data_dir={tmp_path}"]

@@ -36,6 +36,7 @@ def model_sizes():
     return module
 
 
+@pytest.mark.slow
 def test_the_eleven_rows(model_sizes, capsys):
     model_sizes.main()
     printed = capsys.readouterr().out.splitlines()[1:]

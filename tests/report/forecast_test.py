@@ -25,6 +25,7 @@ def told(config, workdir, capsys):
     return {line[:12].strip(): line[12:] for line in lines}
 
 
+@pytest.mark.slow
 def test_parameters_batches_memory_and_time(tmp_path, capsys):
     config = shrunk(quickstart.get_config())
     config.data.update(birds_classes=16, birds_images_per_class=10, images_per_class=4)

@@ -1,6 +1,7 @@
 """States written and read back, on other devices, and after damage of every kind."""
 
 import contextlib
+import gc
 import json
 import logging
 import resource
@@ -214,6 +215,8 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path, part, value):
     assert checkpoints.steps_in(tmp_path) == [2]
 
 
+# Orbax leaves the coroutines of a failed write behind, unfinished.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_kept(tmp_path):
     config = quickstart.get_config()
     big = state_of(2, shape=(300, 400))
@@ -237,6 +240,7 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_kept(tmp_path):
         assert_same(saved.restore(state_of(0, shape=(300, 400)), mesh), want)
         saved.save(big, config)
     assert checkpoints.steps_in(tmp_path) == [1, 2]
+    gc.collect()  # here, where that is known, and not in another test
 
 
 def test_weights_are_read_without_knowing_the_model(two_steps):
