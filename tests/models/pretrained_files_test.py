@@ -114,13 +114,13 @@ def test_damaged_beginning(save, weights):
 
 def test_another_network(save):
     _refused(
-        save({"layer1.0.conv1.weight": np.ones((8, 8, 1, 1), np.float32)}), "no Goog"
+        save({"layer1.0.conv1.weight": np.ones((8, 8, 1, 1), np.float32)}), "no known network"
     )
 
 
 def test_half_precision(save, weights):
     halves = {k: v.astype(np.float16) for k, v in weights.items()}
-    _refused(save(halves), r"not float32 \(285\): .*conv1.conv.weight float16")
+    _refused(save(halves), r"not float32 \(285\): conv1\S+ float16, .*, \.\.\.")
 
 
 def test_bfloat16(weights, tmp_path):
@@ -135,7 +135,7 @@ def test_bfloat16(weights, tmp_path):
 def test_nan(save, weights):
     damaged = dict(weights)
     damaged["conv3.bn.bias"] = np.full(192, np.nan, np.float32)
-    _refused(save(damaged), r"not finite.*\(1\): spatial.conv2.norm.bias")
+    _refused(save(damaged), r"not finite.*\(1\): conv2.norm.bias")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".onnx", ".safetensors"])
