@@ -331,5 +331,4 @@ DATASET = DataSet(
     citation=(
         "Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013"
     ),
-    licence="for non-commercial research, as its authors say",
 )

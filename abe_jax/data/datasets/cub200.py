@@ -163,5 +163,4 @@ DATASET = DataSet(
     expected={"train": (100, 5_864), "test": (100, 5_924)},
     recall_at=(1, 2, 4, 8),
     citation="Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
-    licence="for non-commercial research; the photographers hold the rights",
 )

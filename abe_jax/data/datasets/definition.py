@@ -31,4 +31,4 @@ class DataSet:
     expected: Expected = dataclasses.field(default_factory=dict)
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     citation: str = ""
-    licence: str = "unknown"
+    licence: str = "that of the data set's authors; not checked by abe_jax"

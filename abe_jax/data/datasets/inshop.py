@@ -146,5 +146,4 @@ DATASET = DataSet(
         "Liu et al., DeepFashion: Powering Robust Clothes Recognition "
         "and Retrieval with Rich Annotations, CVPR 2016"
     ),
-    licence="for non-commercial research, by the agreement of DeepFashion",
 )

@@ -78,5 +78,4 @@ DATASET = DataSet(
         "Oh Song et al., Deep Metric Learning via Lifted Structured "
         "Feature Embedding, CVPR 2016"
     ),
-    licence="not stated by its authors; photographs of sellers on eBay",
 )
