@@ -112,7 +112,7 @@ def test_two_processes_are_as_one_through_death_and_restart(tmp_path):
     # The checkpoint of two processes is also that of one.
     joined = shutil.copytree(pair, tmp_path / "joined")
     output = run_two(*STEPS, f"--workdir={pair}")
-    assert output.count("ensemble") == 1  # only the first process talks
+    assert output.count("ensemble   ") == 1  # only the first process talks
     assert losses_of(pair) == expected
     run_on(2, *STEPS, f"--workdir={joined}")
     assert losses_of(joined) == expected
@@ -166,7 +166,7 @@ def test_evaluation_finds_the_same_on_any_devices_and_processes(tmp_path):
             assert learner["recall"] == same["recall"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     small = (*SMALL, "--config.train.steps=100", "--config.train.eval_every=100")
@@ -184,7 +184,7 @@ def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
     assert losses_of(pair) == losses_of(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
     """JAX's own handler only takes note of it."""
     arguments = (*SMALL, "--config.train.steps=4", f"--workdir={tmp_path}")

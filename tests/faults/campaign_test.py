@@ -10,7 +10,7 @@ import pytest
 CAMPAIGN = pathlib.Path(__file__).parent / "campaign.py"
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "arguments",
     [

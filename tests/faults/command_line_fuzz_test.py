@@ -179,6 +179,6 @@ def test_any_command_line_ends_well(end_of):
     fuzz(end_of, 100)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_very_many_command_lines_end_well(end_of):
     fuzz(end_of, 1500)
