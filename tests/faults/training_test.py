@@ -344,7 +344,7 @@ def test_damaged_checkpoints(tiny, finished, tmp_path, steps, caplog):
     assert_same(final(finished), want)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_soak_grows_neither_memory_nor_descriptors(tiny, tmp_path):
     from soak import soak
 
