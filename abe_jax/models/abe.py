@@ -95,12 +95,8 @@ class ABE(nnx.Module):
             num_blocks=attention_blocks or trunk.default_attention_blocks,
             rngs=rngs,
         )
-        self.head = nnx.Linear(
-            trunk.channels(stages_of_g[-1]),
-            embedding_dim // num_learners,
-            kernel_init=initializers.glorot_uniform,
-            bias_init=initializers.zeros,
-            rngs=rngs,
+        self.head = embedding_layer(
+            trunk.channels(stages_of_g[-1]), embedding_dim // num_learners, rngs
         )
 
     def attention(self, images: jax.Array) -> jax.Array:
@@ -124,6 +120,17 @@ class ABE(nnx.Module):
         features = self.global_features(masked.reshape(-1, *maps.shape[1:]))
         embeddings = at_least_float32(self.head(features))
         return unit_length(embeddings.reshape(maps.shape[0], self.num_learners, -1))
+
+
+def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """The last layer of G, `[..., features]` to `[..., dim]`; Glorot start (paper)."""
+    return nnx.Linear(
+        features,
+        dim,
+        kernel_init=initializers.glorot_uniform,
+        bias_init=initializers.zeros,
+        rngs=rngs,
+    )
 
 
 def unit_length(vectors: jax.Array) -> jax.Array:

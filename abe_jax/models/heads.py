@@ -7,8 +7,7 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 import jax
 from flax import nnx
 
-from abe_jax.models import initializers
-from abe_jax.models.abe import unit_length
+from abe_jax.models.abe import embedding_layer, unit_length
 from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -21,13 +20,7 @@ class Head(nnx.Module):
         self, dim: int, *, trunk: Trunk, stages: tuple[str, ...], rngs: nnx.Rngs
     ):
         self.global_features = trunk.section(stages, rngs=rngs)
-        self.head = nnx.Linear(
-            trunk.channels(stages[-1]),
-            dim,
-            kernel_init=initializers.glorot_uniform,
-            bias_init=initializers.zeros,
-            rngs=rngs,
-        )
+        self.head = embedding_layer(trunk.channels(stages[-1]), dim, rngs)
 
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to `[B, D/M]`."""
@@ -98,12 +91,8 @@ class OneHead(nnx.Module):
         self.preprocessing = trunk.preprocessing
         self.spatial = trunk.section(stages_of_s, rngs=rngs)
         self.global_features = trunk.section(stages_of_g, rngs=rngs)
-        self.head = nnx.Linear(
-            trunk.channels(stages_of_g[-1]),
-            embedding_dim,
-            kernel_init=initializers.glorot_uniform,
-            bias_init=initializers.zeros,
-            rngs=rngs,
+        self.head = embedding_layer(
+            trunk.channels(stages_of_g[-1]), embedding_dim, rngs
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
