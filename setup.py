@@ -11,6 +11,10 @@ _VERSION = re.search(
 )
 assert _VERSION is not None
 
+# Writers of exported models; ONNX Runtime checks what was written.
+_EXPORT = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"]
+# Approximate search of millions of images; exact search needs nothing.
+_APPROXIMATE = ["usearch>=2.16,<3"]
 # Peers that the tests compare with. Upper bounds keep a fresh install on versions that
 # were tested: each of these projects has broken callers in minor releases.
 _TEST = [
@@ -63,26 +67,24 @@ setuptools.setup(
         "test": _TEST,
         # Readers of published GoogLeNet weights; torch is needed for .pth files only.
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],
-        # Writers of exported models; ONNX Runtime checks what was written.
-        "export": ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"],
-        # Approximate search of millions of images; exact search needs nothing.
-        "approximate": ["usearch>=2.16,<3"],
+        "export": _EXPORT,
+        "approximate": _APPROXIMATE,
         # Compared with in tests marked `peers`, together with torchvision, which is
         # installed by itself (`pip install --no-deps torchvision==0.28.0`).
         "peers": [
-            "onnx>=1.17,<2",
-            "onnxruntime>=1.20,<2",
+            *_EXPORT,
+            *_APPROXIMATE,
             "playwright>=1.50,<2",  # drives the system's Chromium, for the pages
             "psutil>=6,<8",  # memory, in benchmarks
             "pytorch-metric-learning>=2.8,<3",
-            "safetensors>=0.4,<1",
             "scikit-learn>=1.5,<2",
             "torch==2.13.0",
-            "usearch>=2.16,<3",
         ],
         # Pinned: a formatter or type checker of another version finds other things.
         "dev": [
             *_TEST,
+            *_EXPORT,  # whose types are checked
+            *_APPROXIMATE,
             "build==1.5.0",
             "pyright==1.1.414",
             "ruff==0.17.6",

@@ -27,9 +27,13 @@ class Row:
 
 
 # Data set of the study to its config and what all rows change in it.
+_EMOJI: Overrides = {"train.steps": 1200, "train.checkpoint_every": 200}
+_PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
 DATA: dict[str, tuple[str, Overrides]] = {
     "birds": ("quickstart", {}),
-    "emoji64": ("emoji64", {"train.steps": 1200, "train.checkpoint_every": 200}),
+    "birds_pairs": ("quickstart", _PAIRS),
+    "emoji64": ("emoji64", _EMOJI),
+    "emoji64_pairs": ("emoji64", _EMOJI | _PAIRS),
 }
 
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
@@ -52,7 +56,7 @@ ROWS: dict[str, Row] = {
         f"K {k}": Row({"data.sampler": "classes", "data.images_per_class": k})
         for k in (2, 4, 8, 16)
     },
-    "pairs": Row({"data.sampler": "pairs"}),
+    "pairs": Row(_PAIRS),
     "no batch norm": Row({"model.trunk": "googlenet"}),
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
