@@ -68,7 +68,7 @@ _MODES = {
     ),
     "dry_run": _Mode(
         "print what training would take: parameters, batches, memory, time",
-        "abe_jax.report.forecast:show_forecast",
+        "abe_jax.train.forecast:show_forecast",
     ),
     "evaluate": _Mode(
         "restore a checkpoint, print its table, write result and report",

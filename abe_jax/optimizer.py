@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules, composed from optax."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
 
     SGD with momentum is the paper's. Weight decay acts on kernels only: decoupled with
     AdamW, part of the gradient with SGD.
+
+    It is that of a nested dict of "model" and "loss", the parameters of each.
 
     Args:
       config: the `train` section of a config (see `configs/default.py`).
@@ -39,9 +42,13 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
         raise UserError(
             f"train.optimizer is {config.optimizer!r}; known are 'sgd' and 'adamw'."
         )
-    if config.new_layer_factor != 1.0:
-        faster = optax.masked(optax.scale(config.new_layer_factor), _is_new)
-        direction = optax.chain(direction, faster)
+    for factor, chosen in (
+        (config.new_layer_factor, _is_new),
+        (config.loss_factor, _is_of_loss),
+    ):
+        if factor != 1.0:
+            faster = optax.masked(optax.scale(factor), chosen)
+            direction = optax.chain(direction, faster)
     chain = optax.chain(clip, direction, optax.scale_by_learning_rate(schedule))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -82,12 +89,21 @@ def _schedule(config) -> optax.Schedule:
 
 
 def _is_kernel(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key == "kernel", params
-    )
+    return _where(params, lambda path: path[-1] == "kernel")
 
 
 def _is_new(params: Any) -> Any:
+    return _where(
+        params, lambda path: path[0] == "model" and models.is_new_layer(path[1:])
+    )
+
+
+def _is_of_loss(params: Any) -> Any:
+    return _where(params, lambda path: path[0] == "loss")
+
+
+def _where(params: Any, holds: Callable[[tuple[str, ...]], bool]) -> Any:
+    """A tree of bools: what holds for the keys on the way to each parameter."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: models.is_new_layer(tuple(str(p.key) for p in path)), params
+        lambda path, _: holds(tuple(str(part.key) for part in path)), params
     )

@@ -23,22 +23,34 @@ class TrainState(NamedTuple):
       step: int32 scalar, number of steps taken.
       params: nested dict of the model's parameters.
       model_state: nested dict of its other variables (batch-norm averages).
-      opt_state: state of the optimiser.
+      opt_state: state of the optimiser of both kinds of parameters.
+      loss_params: nested dict of the loss's own parameters, such as proxies; mostly
+        empty.
     """
 
     step: jax.Array
     params: Tree
     model_state: Tree
     opt_state: Tree
+    loss_params: Tree
 
 
 def initial_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    loss_params: Tree | None = None,
 ) -> TrainState:
     """The state before the first step, with the weights of the model."""
     _, params, model_state = split_model(model)
+    loss_params = loss_params or {}
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, model_state, optimizer.init(params))
+    opt_state = optimizer.init(_optimised(params, loss_params))
+    return TrainState(step, params, model_state, opt_state, loss_params)
+
+
+def _optimised(params: Tree, loss_params: Tree) -> Tree:
+    """The parameters, or the gradients, as the optimiser has them."""
+    return {"model": params, "loss": loss_params}
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Tree, Tree]:
@@ -104,31 +116,42 @@ def make_train_step(
             embeddings = net(net.preprocessing(views))
             return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
 
-        def share_of_loss(embeddings: jax.Array) -> tuple[jax.Array, dict]:
-            return losses.total(embeddings, labels, config.loss, axis_name=DATA_AXIS)
+        def share_of_loss(embeddings: jax.Array, own: Tree) -> tuple[jax.Array, dict]:
+            return losses.total(
+                embeddings, labels, own, config.loss, axis_name=DATA_AXIS
+            )
 
-        # Of this device's share: differentiating a psum of it would be wrong.
-        loss_gradient = jax.grad(share_of_loss, has_aux=True)
+        def loss_gradient(embeddings: jax.Array) -> tuple[tuple[jax.Array, Tree], dict]:
+            # Of this device's share: differentiating a psum of it would be wrong.
+            gradient = jax.grad(share_of_loss, argnums=(0, 1), has_aux=True)
+            return gradient(embeddings, state.loss_params)
+
         if microbatches == 1:
             embeddings, pull_back, model_state = jax.vjp(
                 lambda params: embed(params, views), state.params, has_aux=True
             )
-            cotangent, shares = loss_gradient(embeddings)
-            (gradients,) = pull_back(cotangent)
+            (cotangent, of_loss), shares = loss_gradient(embeddings)
+            (of_model,) = pull_back(cotangent)
         else:
             model_state = state.model_state
-            gradients, shares = _in_microbatches(
+            of_model, of_loss, shares = _in_microbatches(
                 lambda params, views: embed(params, views)[0],
                 loss_gradient,
                 state.params,
                 views.reshape(microbatches, rows // microbatches, *views.shape[1:]),
             )
-        gradients, metrics = jax.lax.psum((gradients, shares), DATA_AXIS)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        gradients, metrics = jax.lax.psum(
+            (_optimised(of_model, of_loss), shares), DATA_AXIS
+        )
+        before = _optimised(state.params, state.loss_params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, before)
+        after: Any = optax.apply_updates(before, updates)
         metrics["gradient_norm"] = _norm(gradients)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, model_state, opt_state), metrics
+        following = TrainState(
+            state.step + 1, after["model"], model_state, opt_state, after["loss"]
+        )
+        return following, metrics
 
     return step
 
@@ -145,11 +168,11 @@ def _learns_statistics(model: nnx.Module) -> bool:
 
 def _in_microbatches(
     embed: Callable[[Tree, jax.Array], jax.Array],
-    loss_gradient: Callable[[jax.Array], tuple[jax.Array, dict]],
+    loss_gradient: Callable[[jax.Array], tuple[tuple[jax.Array, Tree], dict]],
     params: Tree,
     views: jax.Array,
-) -> tuple[Tree, dict]:
-    """Gradient of a loss over all pairs, with one microbatch's activations at a time.
+) -> tuple[Tree, Tree, dict]:
+    """Gradients of a loss over all pairs, with one microbatch's activations at a time.
 
     Embeds all microbatches, takes the loss's gradient by all embeddings, and embeds
     each microbatch once more to pull its cotangents back (gradient caching; Gao et al.,
@@ -157,12 +180,14 @@ def _in_microbatches(
 
     Args:
       embed: parameters and views to embeddings `[rows, M, D/M]`.
-      loss_gradient: all embeddings to the loss's gradient by them, and metrics.
+      loss_gradient: all embeddings to the loss's gradients by them and by its own
+        parameters, and metrics.
       params: of the model.
       views: `[microbatches, rows, H, W, 3]`.
     """
     embeddings = jax.lax.map(lambda images: embed(params, images), views)
-    cotangents, metrics = loss_gradient(embeddings.reshape(-1, *embeddings.shape[2:]))
+    rows = embeddings.reshape(-1, *embeddings.shape[2:])
+    (cotangents, of_loss), metrics = loss_gradient(rows)
 
     def add(total: Tree, part: tuple[jax.Array, jax.Array]) -> tuple[Tree, None]:
         images, cotangent = part
@@ -173,7 +198,7 @@ def _in_microbatches(
     zeros = jax.tree.map(jnp.zeros_like, params)
     parts = (views, cotangents.reshape(embeddings.shape))
     gradients, _ = jax.lax.scan(add, zeros, parts)
-    return gradients, metrics
+    return gradients, of_loss, metrics
 
 
 def make_embed_step(

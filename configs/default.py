@@ -32,12 +32,19 @@ def get_config() -> ConfigDict:
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
     config.loss = loss = ConfigDict()
-    loss.name = "contrastive"  # of each learner: the paper's
-    loss.margin = 1.0  # m_c, of squared distances
+    # Of each learner. contrastive: the paper's; multi_similarity | proxy_anchor.
+    loss.name = "contrastive"
+    loss.margin = 1.0  # m_c of contrastive, of squared distances
     loss.divergence_margin = 1.0  # m_div
     loss.divergence_weight = 1.0  # lambda_div
     # mean: L_div is divided by the batch size (ours); sum: as the paper prints it.
     loss.divergence_reduction = "mean"
+    # Those of Wang et al., CVPR 2019; base is their lambda.
+    loss.multi_similarity = ConfigDict(
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1}
+    )
+    # Those of Kim et al., CVPR 2020; margin is their delta. See train.loss_factor.
+    loss.proxy_anchor = ConfigDict({"margin": 0.1, "alpha": 32.0})
 
     config.data = data = ConfigDict()
     # image_folder | birds (generated) | cub200 | cars196 | sop | inshop (prepared)
@@ -88,6 +95,9 @@ def get_config() -> ConfigDict:
     train.decay_rate = 0.1  # of schedule = "step" (ours)
     train.clip_norm = 0.0  # global norm of the gradient; 0: no clipping (ours)
     train.new_layer_factor = 1.0  # learning rate of attention's last layer, head (ours)
+    train.loss_factor = (
+        1.0  # learning rate of a loss's proxies; its authors: 100 (ours)
+    )
     train.chunks = 1  # embed a device's images in so many parts, to save memory (ours)
     train.log_every = 50
     train.eval_every = 1_000

@@ -76,7 +76,7 @@ def test_a_loss_is_that_of_one_device_on_several():
     def shares(devices):
         def program(_, batch):
             def share(x):
-                return losses.total(x, batch["label"], config, axis_name="data")[0]
+                return losses.total(x, batch["label"], {}, config, axis_name="data")[0]
 
             value, gradient = jax.value_and_grad(share)(batch["x"])
             return {"share": value[None], "gradient": gradient}

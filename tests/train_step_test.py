@@ -243,35 +243,39 @@ def test_metrics_are_complete():
 def test_new_layers_learn_faster():
     config = small_config().train
     params = {
-        "head": {"kernel": jnp.ones((2, 2))},
-        "spatial": {"kernel": jnp.ones((2, 2))},
+        "model": {
+            "head": {"kernel": jnp.ones((2, 2))},
+            "spatial": {"kernel": jnp.ones((2, 2))},
+        },
+        "loss": {"proxies": jnp.ones((2, 2))},
     }
     gradients = jax.tree.map(jnp.ones_like, params)
-    config.new_layer_factor = 10.0
+    config.update(new_layer_factor=10.0, loss_factor=100.0)
     optimiser, _ = optimizer.create(config)
     updates, _ = optimiser.update(gradients, optimiser.init(params), params)
-    np.testing.assert_allclose(updates["head"]["kernel"], -10.0)
-    np.testing.assert_allclose(updates["spatial"]["kernel"], -1.0)
+    np.testing.assert_allclose(updates["model"]["head"]["kernel"], -10.0)
+    np.testing.assert_allclose(updates["model"]["spatial"]["kernel"], -1.0)
+    np.testing.assert_allclose(updates["loss"]["proxies"], -100.0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weight_decay_leaves_biases_alone(name):
     config = small_config().train
     config.update(optimizer=name, weight_decay=0.1)
-    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}
+    params = {"model": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}}
     gradients = jax.tree.map(jnp.zeros_like, params)
     optimiser, _ = optimizer.create(config)
     updates, _ = optimiser.update(gradients, optimiser.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-6)
-    np.testing.assert_allclose(updates["bias"], 0.0)
+    np.testing.assert_allclose(updates["model"]["kernel"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(updates["model"]["bias"], 0.0)
 
 
 def test_clipping_bounds_the_gradient():
     config = small_config().train
     config.clip_norm = 0.5
     optimiser, _ = optimizer.create(config)
-    params = {"kernel": jnp.zeros((3, 3))}
-    gradients = {"kernel": jnp.full((3, 3), 7.0)}
+    params = {"model": {"kernel": jnp.zeros((3, 3))}}
+    gradients = {"model": {"kernel": jnp.full((3, 3), 7.0)}}
     updates, _ = optimiser.update(gradients, optimiser.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-5)
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from abe_jax import evaluate, train, train_step
+from abe_jax.train import progress
 from abe_jax.workdir import checkpoints
 from configs import quickstart
 
@@ -60,14 +61,14 @@ def guarded_steps(monkeypatch):
 
         monkeypatch.setattr(owner, name, call)
 
-    add = train._Reporter.add
+    add = progress.Reporter.add
 
     def add_and_guard(self, step, metrics):
         add(self, step, metrics)
         steps.append(jax.config.jax_transfer_guard)
         jax.config.update("jax_transfer_guard", "disallow")
 
-    monkeypatch.setattr(train._Reporter, "add", add_and_guard)
+    monkeypatch.setattr(progress.Reporter, "add", add_and_guard)
     without_guard(evaluate.Evaluator, "run")
     without_guard(checkpoints.Checkpoints, "save")
     yield steps

@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from abe_jax import models, optimizer, parallel, train_step
+from abe_jax import models, parallel, train_step
 from abe_jax.apply.images import ImageFile, Path, decoded, find
 from abe_jax.apply.index import Index, refresh
 from abe_jax.data import decoding
@@ -73,18 +72,9 @@ class Trained:
             lambda: models.create(self.config.model, rngs=nnx.Rngs(0))
         )
         _, params, others = train_step.split_model(self.model)
-        optimiser, _ = optimizer.create(self.config.train)
-        like = jax.eval_shape(
-            lambda params, others: train_step.TrainState(
-                jnp.zeros((), jnp.int32), params, others, optimiser.init(params)
-            ),
-            params,
-            others,
-        )
-        with contextlib.closing(
-            Checkpoints(self.workdir, read_only=True)
-        ) as checkpoints:
-            state = checkpoints.restore(like, self._mesh, step)
+        opened = Checkpoints(self.workdir, read_only=True)
+        with contextlib.closing(opened) as checkpoints:
+            state = checkpoints.restore_model(params, others, self._mesh, step)
         self.step = int(state.step)
         self.variables = (state.params, state.model_state)
         self.num_learners: int = self.model.num_learners

@@ -118,13 +118,15 @@ def train_batches(
     """Batches of steps `start` to `stop - 1`, in order.
 
     Yields:
-      "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`, B this process's part.
+      "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`, the class among those of the
+      subset, from 0; B this process's part.
     """
 
     def rows(step: int) -> np.ndarray:
         return sampler.batch(step)
 
-    return _read(subset, rows, range(start, stop), reading)
+    _, labels = np.unique(subset.labels, return_inverse=True)
+    return _read(subset, labels.astype(np.int32), rows, range(start, stop), reading)
 
 
 def evaluation_batches(
@@ -141,13 +143,18 @@ def evaluation_batches(
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         return np.where(positions < len(subset), positions, -1)
 
-    return _read(subset, rows, range(-(-len(subset) // batch_size)), reading)
+    steps = range(-(-len(subset) // batch_size))
+    return _read(subset, subset.labels, rows, steps, reading)
 
 
 def _read(
-    subset: Subset, rows: Callable[[int], np.ndarray], steps: range, reading: Reading
+    subset: Subset,
+    labels: np.ndarray,
+    rows: Callable[[int], np.ndarray],
+    steps: range,
+    reading: Reading,
 ) -> Generator[Batch]:
-    load = _LoadBatch(subset, subset.labels, rows, reading)
+    load = _LoadBatch(subset, labels, rows, reading)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
     # A worker is one decoder; threads in it would only compete for its interpreter.
     threads = 1 if reading.num_workers else reading.num_threads

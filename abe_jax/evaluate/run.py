@@ -14,7 +14,6 @@ import abe_jax
 from abe_jax import (
     data,
     models,
-    optimizer,
     parallel,
     processes,
     train_step,
@@ -195,11 +194,10 @@ def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluat
     splits = data.create(config.data)
     other_data = claim.other_data(folder, config, splits.description())
     mesh = parallel.make_mesh()
-    optimiser, _ = optimizer.create(config.train)
-    state = train_step.initial_state(model, optimiser)
+    _, params, others = train_step.split_model(model)
     opened = checkpoints.Checkpoints(folder, read_only=True)
     with contextlib.closing(opened) as saved:
-        state = saved.restore(state, mesh, step)
+        state = saved.restore_model(params, others, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state)
     content = evaluation.content
     if other_data is not None:

@@ -15,41 +15,96 @@ gradient of the share, summed over the devices, is the gradient of the loss: nev
 differentiate a psum of it.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 
 from abe_jax.errors import UserError
 from abe_jax.losses.contrastive import contrastive_loss
+from abe_jax.losses.definition import MetricLoss, Sizes, Tree
 from abe_jax.losses.divergence import REDUCTIONS, divergence_loss
+from abe_jax.losses.multi_similarity import multi_similarity_loss
+from abe_jax.losses.proxy_anchor import initial_proxies, proxy_anchor_loss
 
-__all__ = ["METRIC_LOSSES", "check", "contrastive_loss", "divergence_loss", "total"]
+__all__ = [
+    "METRIC_LOSSES",
+    "MetricLoss",
+    "check",
+    "contrastive_loss",
+    "divergence_loss",
+    "initial_parameters",
+    "multi_similarity_loss",
+    "proxy_anchor_loss",
+    "total",
+]
 
-# Of embeddings, labels, the `loss` section of a config and the mapped axis: a device's
-# share of the loss. A new one is a file of its own and a line here.
-METRIC_LOSSES: dict[str, Callable[[jax.Array, jax.Array, Any, str], jax.Array]] = {
-    "contrastive": lambda embeddings, labels, config, axis_name: contrastive_loss(
+
+def _contrastive(embeddings, labels, _, config, axis_name: str) -> jax.Array:
+    return contrastive_loss(
         embeddings, labels, margin=config.margin, axis_name=axis_name
-    ),
+    )
+
+
+def _multi_similarity(embeddings, labels, _, config, axis_name: str) -> jax.Array:
+    return multi_similarity_loss(
+        embeddings, labels, **config.multi_similarity, axis_name=axis_name
+    )
+
+
+def _proxy_anchor(embeddings, labels, own: Tree, config, axis_name: str) -> jax.Array:
+    return proxy_anchor_loss(
+        embeddings, labels, own["proxies"], **config.proxy_anchor, axis_name=axis_name
+    )
+
+
+# By the names of `config.loss.name`. A new one is a file of its own and a line here.
+METRIC_LOSSES: dict[str, MetricLoss] = {
+    "contrastive": MetricLoss(_contrastive),
+    "multi_similarity": MetricLoss(_multi_similarity),
+    "proxy_anchor": MetricLoss(_proxy_anchor, initial_proxies),
 }
 
 
+def initial_parameters(
+    config, key: jax.Array, *, num_classes: int, num_learners: int, dim: int
+) -> Tree:
+    """The own parameters of the loss that `config.name` names, before the first step.
+
+    Args:
+      config: the `loss` section of a config.
+      key: random key.
+      num_classes: of the training classes.
+      num_learners: M.
+      dim: d, the dimensions of one learner.
+
+    Returns:
+      a nested dict of arrays, empty for most losses.
+    """
+    check(config)
+    sizes = Sizes(num_classes, num_learners, dim)
+    return METRIC_LOSSES[config.name].initial(key, sizes)
+
+
 def total(
-    embeddings: jax.Array, labels: jax.Array, config, *, axis_name: str
+    embeddings: jax.Array,
+    labels: jax.Array,
+    own: Tree,
+    config,
+    *,
+    axis_name: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """One device's share of the loss that `config.loss` describes.
 
     Args:
       embeddings: `[B, M, d]`, of unit length for each learner.
-      labels: `[B]`, integer.
+      labels: `[B]`, integer, 0 to the number of training classes - 1.
+      own: the loss's own parameters, as of `initial_parameters`.
       config: the `loss` section of a config (see `configs/default.py`).
       axis_name: mapped axis whose devices hold the rest of the global batch.
 
     Returns:
       scalar, and its parts by the names of the metrics.
     """
-    metric = METRIC_LOSSES[config.name](embeddings, labels, config, axis_name)
+    share = METRIC_LOSSES[config.name].share
+    metric = share(embeddings, labels, own, config, axis_name)
     divergence = divergence_loss(
         embeddings,
         margin=config.divergence_margin,

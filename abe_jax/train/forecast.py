@@ -5,19 +5,10 @@ import time
 
 import jax
 import numpy as np
-from flax import nnx
 
-from abe_jax import (
-    data,
-    evaluate,
-    models,
-    optimizer,
-    parallel,
-    processes,
-    train_step,
-)
-from abe_jax.data import samplers
-from abe_jax.workdir import fields, weights
+from abe_jax import data, evaluate, parallel, processes
+from abe_jax.train import setup
+from abe_jax.workdir import fields
 
 # Steps that are timed, after the first, and batches that are embedded: the same number
 # on all processes, which wait for each other in each.
@@ -37,32 +28,15 @@ def show_forecast(config, workdir: str) -> None:
     """
     del workdir
     fields.require_in_range(config)
-    mesh = parallel.make_mesh()
-    parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
-    splits = data.create(config.data)
-    sampler = samplers.create(
-        splits.train.labels,
-        name=config.data.sampler,
-        batch_size=config.train.batch_size,
-        images_per_class=config.data.images_per_class,
-        seed=config.seed,
-    )
-    optimiser, learning_rate = optimizer.create(config.train)
-    section = weights.model_section(config, restored=False)
-    model = models.create(section, rngs=nnx.Rngs(config.seed))
-    take_step = parallel.map_over_devices(
-        train_step.make_train_step(model, optimiser, learning_rate, config),
-        mesh,
-        mapping=config.parallel.mapping,
-        donate_state=True,
-    )
-    state = parallel.replicate(train_step.initial_state(model, optimiser), mesh)
+    run = setup.create(config, restored=False)
+    mesh, splits = run.mesh, run.splits
+    state = parallel.replicate(run.initial_state(), mesh)
     arrays = jax.tree.leaves(state.params)
     parameters = sum(array.size for array in arrays)
     megabytes = sum(array.nbytes for array in arrays) / 1e6
     batches = data.train_batches(
         splits.train,
-        sampler,
+        run.sampler,
         start=0,
         stop=min(config.train.steps, 1 + _STEPS),
         reading=data.Reading.of_process(config.data, *processes.place()),
@@ -70,13 +44,13 @@ def show_forecast(config, workdir: str) -> None:
     seconds: list[float] = []
     start = time.perf_counter()
     for batch in batches:
-        state, metrics = take_step(state, parallel.split_rows(batch, mesh))
+        state, metrics = run.take_step(state, parallel.split_rows(batch, mesh))
         jax.block_until_ready(metrics)
         now = time.perf_counter()
         seconds.append(now - start)
         start = now
     step_seconds = float(np.median(seconds[1:] or seconds))
-    evaluator = evaluate.Evaluator(config, model, splits, mesh)
+    evaluator = evaluate.Evaluator(config, run.model, splits, mesh)
     few = splits.evaluation.spread(
         min(len(splits.evaluation), _BATCHES * config.eval.batch_size * mesh.size)
     )

@@ -3,27 +3,16 @@
 import contextlib
 import json
 import logging
-import math
 import pathlib
-import signal
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
-from flax import nnx
 
-from abe_jax import (
-    data,
-    evaluate,
-    models,
-    optimizer,
-    parallel,
-    processes,
-    report,
-    train_step,
-)
-from abe_jax.data import samplers
+from abe_jax import data, evaluate, parallel, processes, report
 from abe_jax.errors import UserError
+from abe_jax.train import setup
+from abe_jax.train.progress import Reporter
+from abe_jax.train.stop import Interrupted, StopRequest, StopRequested
 from abe_jax.workdir import (
     EVALUATION_FILE,
     REPORT_FILE,
@@ -41,24 +30,6 @@ from abe_jax.workdir import (
 )
 
 _log = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved.
-
-    Attributes:
-      signal_number: what asked: SIGINT or SIGTERM.
-    """
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(
-            f"interrupted; step {step} is saved, run the same command to go on."
-        )
-        self.signal_number = signal_number
-
-
-class _StopRequested(Exception):
-    """All processes know that one of them was asked to stop."""
 
 
 def train_and_evaluate(config, workdir: str) -> dict[str, float]:
@@ -81,34 +52,17 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     folder = locate(workdir)
     claim.require_outside_data(folder, config.data.path)
     trackers.require_installed(config.train.trackers)
-    mesh = parallel.make_mesh()
-    parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
-    splits = data.create(config.data)
-    sampler = samplers.create(
-        splits.train.labels,
-        name=config.data.sampler,
-        batch_size=config.train.batch_size,
-        images_per_class=config.data.images_per_class,
-        seed=config.seed,
-    )
-    optimiser, learning_rate = optimizer.create(config.train)
     resumes = bool(checkpoints.steps_in(folder))
-    section = weights.model_section(config, restored=resumes)
-    model = models.create(section, rngs=nnx.Rngs(config.seed))
-    take_step = parallel.map_over_devices(
-        train_step.make_train_step(model, optimiser, learning_rate, config),
-        mesh,
-        mapping=config.parallel.mapping,
-        donate_state=True,
-    )
-    evaluator = evaluate.Evaluator(config, model, splits, mesh)
+    run = setup.create(config, restored=resumes)
+    mesh, splits = run.mesh, run.splits
+    evaluator = evaluate.Evaluator(config, run.model, splits, mesh)
 
     with contextlib.ExitStack() as stack:
         _lock_together(folder, stack)
         steered = claim.require_own(folder, config, splits.description())
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)
-        state = train_step.initial_state(model, optimiser)
+        state = run.initial_state()
         if resumes:
             state = saved.restore(state, mesh)
             saved.set_damaged_aside(newest=int(state.step))
@@ -139,16 +93,16 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         traced = config.train.profile_steps if processes.is_first() else 0
         profile = trace.Trace(folder, start=start, steps=traced)
         stack.callback(profile.close)
-        reporter = stack.enter_context(_Reporter(writer, config.train, start))
+        reporter = stack.enter_context(Reporter(writer, config.train, start))
         batches = data.train_batches(
             splits.train,
-            sampler,
+            run.sampler,
             start=start,
             stop=config.train.steps,
             reading=data.Reading.of_process(config.data, *processes.place()),
         )
         stack.callback(batches.close)
-        stop = stack.enter_context(_StopRequest(processes.Vote(mesh)))
+        stop = stack.enter_context(StopRequest(processes.Vote(mesh)))
 
         def save() -> None:
             # What is logged up to a step is on the disk before its checkpoint is.
@@ -179,7 +133,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 stop.check()
                 batch = parallel.split_rows(next(batches), mesh)
                 profile.before_step(step, state)
-                state, step_metrics = take_step(state, batch)
+                state, step_metrics = run.take_step(state, batch)
                 step += 1
                 reporter.add(step, step_metrics)
                 if step % config.train.checkpoint_every == 0 or (
@@ -193,11 +147,11 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             if jax.process_count() == 1:
                 save()
             raise
-        except _StopRequested:
+        except StopRequested:
             save()
             raise Interrupted(step, stop.signal_number) from None
     if processes.is_first():
-        _show_result(folder, step, scalars, model.num_learners)
+        _show_result(folder, step, scalars, run.model.num_learners)
     return scalars
 
 
@@ -252,113 +206,3 @@ def _show_result(
         columns = {"untrained": untrained, **columns}
     print(evaluate.table(columns, learners))
     print(f"\n{folder / EVALUATION_FILE}\n{folder / REPORT_FILE}")
-
-
-class _StopRequest:
-    """Remembers SIGINT or SIGTERM; the second one acts as if nobody listened."""
-
-    def __init__(self, vote: processes.Vote):
-        self._vote = vote
-        self._requested = 0
-        self._before: dict[int, Callable | int | None] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _) -> None:
-        self._requested = number
-        signal.signal(number, self._before[number])
-
-    @property
-    def signal_number(self) -> int:
-        """What asked; SIGTERM where it was another process that was asked."""
-        return self._requested or signal.SIGTERM
-
-    def check(self) -> None:
-        """Raises _StopRequested, on all processes at once, when one was asked."""
-        if self._vote(bool(self._requested)):
-            raise _StopRequested
-
-
-class _Reporter:
-    """Fetches a step's metrics once the next step is under way, and logs them.
-
-    So the device never waits for the host, and the host is at most a step ahead.
-    """
-
-    def __init__(self, writer: metrics.Writer, config, start: int):
-        self._writer = writer
-        self._config = config
-        self._first = start + 1
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._progress = metrics.Progress(
-            start=start,
-            stop=config.steps,
-            batch_size=config.batch_size,
-            shown=processes.is_first(),
-        )
-        self.restart_clock()
-
-    def __enter__(self) -> "_Reporter":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._progress.close()
-
-    def restart_clock(self) -> None:
-        """Leaves what came before out of images/s."""
-        self._since = time.perf_counter()
-        self._images = 0
-
-    def add(self, step: int, arrays: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step that was just started."""
-        if step == self._first:
-            # Until here: compilation, and the first batch.
-            seconds = time.perf_counter() - self._since
-            self._progress.line(f"the first step was ready after {seconds:.0f} s")
-            self._writer.write(step, {"train/seconds_to_first_step": seconds})
-            self.restart_clock()
-        self.flush()
-        self._pending = (step, arrays)
-
-    def flush(self) -> None:
-        """Waits for the last step that was added, and logs it."""
-        if self._pending is None:
-            return
-        step, arrays = self._pending
-        self._pending = None
-        values = {k: float(v) for k, v in jax.device_get(arrays).items()}
-        loss = values["loss"]
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise checkpoints.NotFinite(
-                    f"the {name.replace('_', ' ')} is {values[name]} at step {step}, "
-                    "which is not saved; lower train.learning_rate or set "
-                    "train.clip_norm, and run the command again to go on from the "
-                    "newest checkpoint."
-                )
-        self._images += self._config.batch_size
-        rate = self._images / (time.perf_counter() - self._since)
-        self._progress.update(step, loss, rate)
-        is_last = step == self._config.steps
-        if step == 1 or step % self._config.log_every == 0 or is_last:
-            values["images_per_second"] = rate
-            self._writer.write(step, {f"train/{k}": v for k, v in values.items()})
-            self._progress.log_step(step, loss, rate)
-            self.restart_clock()
-
-    def log_evaluation(self, step: int, evaluation: dict) -> None:
-        """Shows the main figures of an evaluation, and restarts the clock."""
-        k, recall = next(iter(evaluation["recall"].items()))
-        mean = evaluation["mean_learner"]["recall"][k]
-        self._progress.line(
-            f"evaluation at step {step}: Recall@{k} {recall:.4f}, "
-            f"mean learner {mean:.4f}"
-        )
-        self.restart_clock()

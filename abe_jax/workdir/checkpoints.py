@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from abe_jax import parallel, processes
 from abe_jax.errors import UserError
-from abe_jax.train_step import TrainState
+from abe_jax.train_step import TrainState, Tree
 from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals
 
 DAMAGED_FOLDER = "damaged_checkpoints"
@@ -92,7 +93,7 @@ class Checkpoints:
             return
         _require_finite(state, step)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
+            state=ocp.args.StandardSave(_stored_parts(state)),
             config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
         )
         try:
@@ -113,7 +114,7 @@ class Checkpoints:
                 seals.seal(folder)
 
     def restore(
-        self, like: TrainState, mesh: jax.sharding.Mesh, step: int | None = None
+        self, like: TrainState, mesh: Mesh, step: int | None = None
     ) -> TrainState:
         """Reads a state back, replicated over the mesh, whatever wrote it.
 
@@ -131,9 +132,45 @@ class Checkpoints:
         """
 
         def read(step: int) -> TrainState:
-            self._require_fit(step, like)
-            target = parallel.abstract_replicated(like._asdict(), mesh)
-            return TrainState(**self._read(step, target))
+            wanted = _stored_parts(like)
+            _require_fit(step, self._stored(step), wanted)
+            target = parallel.abstract_replicated(wanted, mesh)
+            return TrainState(**{"loss_params": {}} | self._read(step, target))
+
+        return self._newest_sound(read, step)
+
+    def restore_model(
+        self, params: Tree, model_state: Tree, mesh: Mesh, step: int | None = None
+    ) -> TrainState:
+        """As `restore`, but only what a trained model needs, whatever trained it.
+
+        Args:
+          params: a tree of the structure, shapes and dtypes of the model's parameters.
+          model_state: the same of its other variables.
+          mesh: the devices that get them.
+          step: this checkpoint and no other; the newest by default.
+
+        Returns:
+          a state without `opt_state` and `loss_params`.
+
+        Raises:
+          UserError: as of `restore`.
+        """
+        wanted = {
+            "step": jax.ShapeDtypeStruct((), np.int32),
+            "params": params,
+            "model_state": model_state,
+        }
+
+        def read(step: int) -> TrainState:
+            stored = self._stored(step)
+            _require_fit(step, {name: stored.get(name, {}) for name in wanted}, wanted)
+            # Orbax reads all of an item or nothing.
+            target = parallel.abstract_replicated(stored | wanted, mesh)
+            found = self._read(step, target)
+            return TrainState(
+                **{name: found[name] for name in wanted}, opt_state=(), loss_params={}
+            )
 
         return self._newest_sound(read, step)
 
@@ -144,7 +181,7 @@ class Checkpoints:
           step: this checkpoint and no other; the newest by default.
 
         Returns:
-          "step", "params", "model_state" and "opt_state": nested dicts of NumPy arrays.
+          the parts of `TrainState` by name: nested dicts of NumPy arrays.
 
         Raises:
           UserError: there is no such checkpoint, or none that can be read.
@@ -235,22 +272,6 @@ class Checkpoints:
             raise _Damaged(_first_line(error)) from error
         return restored["state"]
 
-    def _require_fit(self, step: int, like: TrainState) -> None:
-        # Before reading: Orbax leaves its unfinished reads behind when a shape differs.
-        stored, wanted = _shapes(self._stored(step)), _shapes(like._asdict())
-        different = sorted(
-            name
-            for name in stored.keys() | wanted.keys()
-            if stored.get(name) != wanted.get(name)
-        )
-        if different:
-            first = different[0]
-            raise UserError(
-                f"the checkpoint of step {step} does not fit the config's model: "
-                f"{len(different)} arrays differ, the first is {first} (there "
-                f"{stored.get(first, 'missing')}, now {wanted.get(first, 'missing')})."
-            )
-
     def close(self) -> None:
         """Waits until everything is written.
 
@@ -264,6 +285,31 @@ class Checkpoints:
         finally:
             self._manager.close()
             threading.excepthook = self._hook
+
+
+def _stored_parts(state: TrainState) -> dict[str, Any]:
+    """A state as a checkpoint has it; most losses have no parameters to be stored."""
+    parts = state._asdict()
+    if not state.loss_params:
+        del parts["loss_params"]
+    return parts
+
+
+def _require_fit(step: int, there: Tree, here: Tree) -> None:
+    # Before reading: Orbax leaves its unfinished reads behind when a shape differs.
+    stored, wanted = _shapes(there), _shapes(here)
+    different = sorted(
+        name
+        for name in stored.keys() | wanted.keys()
+        if stored.get(name) != wanted.get(name)
+    )
+    if different:
+        first = different[0]
+        raise UserError(
+            f"the checkpoint of step {step} does not fit the config's model: "
+            f"{len(different)} arrays differ, the first is {first} (there "
+            f"{stored.get(first, 'missing')}, now {wanted.get(first, 'missing')})."
+        )
 
 
 def _require_finite(state: TrainState, step: int) -> None:

@@ -20,9 +20,10 @@ def soak(config_of, folder: pathlib.Path, steps: int) -> dict[str, list[float]]:
       first.
     """
     from abe_jax import train
+    from abe_jax.train import progress
 
     figures: dict[str, list[float]] = {"rss_mb": [], "descriptors": []}
-    add = train._Reporter.add
+    add = progress.Reporter.add
 
     def add_and_look(self, step, arrays):
         add(self, step, arrays)
@@ -31,7 +32,7 @@ def soak(config_of, folder: pathlib.Path, steps: int) -> dict[str, list[float]]:
             figures["rss_mb"].append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
             figures["descriptors"].append(len(os.listdir("/proc/self/fd")))
 
-    train._Reporter.add = add_and_look
+    progress.Reporter.add = add_and_look
     try:
         config = config_of(
             steps=steps,
@@ -43,7 +44,7 @@ def soak(config_of, folder: pathlib.Path, steps: int) -> dict[str, list[float]]:
         config.data.in_memory = True
         train.train_and_evaluate(config, str(folder / "run"))
     finally:
-        train._Reporter.add = add
+        progress.Reporter.add = add
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     logged = [m["step"] for m in map(json.loads, lines) if "train/loss" in m]
     assert logged == [1, *range(10, steps + 1, 10)]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from abe_jax import evaluate, report, train, train_step
 from abe_jax.errors import UserError
+from abe_jax.train import loop, progress
 from abe_jax.workdir import NotWritable, checkpoints, claim, lock, metrics, seals
 
 
@@ -52,8 +53,8 @@ POINTS = {
     "save": (checkpoints.Checkpoints, "save"),
     "evaluation.json": (evaluate, "write"),
     "claim": (claim, "claim"),
-    "old evaluation": (train, "_drop_later_evaluation"),
-    "step": (train._Reporter, "add"),
+    "old evaluation": (loop, "_drop_later_evaluation"),
+    "step": (progress.Reporter, "add"),
     "metrics": (metrics.MetricWriter, "write"),
     "sync": (metrics.MetricWriter, "sync"),
     "seal": (seals, "seal"),
@@ -222,7 +223,7 @@ def test_what_is_not_finite_is_not_saved(tiny, tmp_path, monkeypatch, value):
 def test_a_signal_amid_steps_that_are_not_finite_saves_nothing(
     tiny, tmp_path, monkeypatch
 ):
-    add = train._Reporter.add
+    add = progress.Reporter.add
 
     def add_and_stop(self, step, arrays):
         if step == 6:
@@ -231,7 +232,7 @@ def test_a_signal_amid_steps_that_are_not_finite_saves_nothing(
         if step == 6:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train._Reporter, "add", add_and_stop)
+    monkeypatch.setattr(progress.Reporter, "add", add_and_stop)
     with pytest.raises(checkpoints.NotFinite, match="gradient norm is inf at step 6"):
         train.train_and_evaluate(tiny(), str(tmp_path))
     assert checkpoints.steps_in(tmp_path) == [4]

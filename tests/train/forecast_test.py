@@ -6,7 +6,7 @@ from flax import nnx
 
 from abe_jax import models
 from abe_jax.errors import UserError
-from abe_jax.report import forecast
+from abe_jax.train import forecast
 from configs import inshop, quickstart
 
 

@@ -1,0 +1,85 @@
+"""What a config describes, put together: data, model, optimiser, step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from abe_jax import data, losses, models, optimizer, parallel, train_step
+from abe_jax.data import samplers
+from abe_jax.workdir import weights
+
+# Sets the loss's random numbers apart from the model's.
+_LOSS_STREAM = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that takes steps.
+
+    Attributes:
+      mesh: all devices.
+      splits: the data.
+      sampler: which images make up a batch.
+      model: structure, preprocessing, and the weights to start from.
+      optimiser: of the model's parameters and the loss's own.
+      loss_params: those to start from.
+      take_step: maps a state and a batch to the next state and the step's metrics; the
+        state that it is given is gone.
+    """
+
+    mesh: Mesh
+    splits: data.Splits
+    sampler: samplers.Sampler
+    model: models.Embedder
+    optimiser: optax.GradientTransformation
+    loss_params: train_step.Tree
+    take_step: Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]
+
+    def initial_state(self) -> train_step.TrainState:
+        """The state before the first step."""
+        return train_step.initial_state(self.model, self.optimiser, self.loss_params)
+
+
+def create(config, *, restored: bool) -> Setup:
+    """Puts a run together; writes nothing.
+
+    Args:
+      config: the whole config, its fields in range.
+      restored: a checkpoint will be restored, so that no file of pretrained weights
+        needs to be there.
+
+    Raises:
+      UserError: the parts do not fit the data, the devices or each other.
+    """
+    mesh = parallel.make_mesh()
+    parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
+    splits = data.create(config.data)
+    sampler = samplers.create(
+        splits.train.labels,
+        name=config.data.sampler,
+        batch_size=config.train.batch_size,
+        images_per_class=config.data.images_per_class,
+        seed=config.seed,
+    )
+    optimiser, learning_rate = optimizer.create(config.train)
+    section = weights.model_section(config, restored=restored)
+    model = models.create(section, rngs=nnx.Rngs(config.seed))
+    loss_params = losses.initial_parameters(
+        config.loss,
+        jax.random.fold_in(nnx.Rngs(config.seed).params(), _LOSS_STREAM),
+        num_classes=len(np.unique(splits.train.labels)),
+        num_learners=model.num_learners,
+        dim=config.model.embedding_dim // model.num_learners,
+    )
+    take_step = parallel.map_over_devices(
+        train_step.make_train_step(model, optimiser, learning_rate, config),
+        mesh,
+        mapping=config.parallel.mapping,
+        donate_state=True,
+    )
+    return Setup(mesh, splits, sampler, model, optimiser, loss_params, take_step)

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the run saves its state, on all processes, and ends."""
+
+import signal
+from collections.abc import Callable
+
+from abe_jax import processes
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved.
+
+    Attributes:
+      signal_number: what asked: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(
+            f"interrupted; step {step} is saved, run the same command to go on."
+        )
+        self.signal_number = signal_number
+
+
+class StopRequested(Exception):
+    """All processes know that one of them was asked to stop."""
+
+
+class StopRequest:
+    """Remembers SIGINT or SIGTERM; the second one acts as if nobody listened."""
+
+    def __init__(self, vote: processes.Vote):
+        self._vote = vote
+        self._requested = 0
+        self._before: dict[int, Callable | int | None] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _) -> None:
+        self._requested = number
+        signal.signal(number, self._before[number])
+
+    @property
+    def signal_number(self) -> int:
+        """What asked; SIGTERM where it was another process that was asked."""
+        return self._requested or signal.SIGTERM
+
+    def check(self) -> None:
+        """Raises StopRequested, on all processes at once, when one was asked."""
+        if self._vote(bool(self._requested)):
+            raise StopRequested
