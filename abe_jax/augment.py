@@ -13,7 +13,9 @@ import numpy as np
 from abe_jax.errors import UserError
 from abe_jax.precision import working_dtype
 
-CROPS = ("area", "plain")
+CROPS = ("area", "plain", "centre")
+# Changes beside the crop: each does nothing at 0.
+_CHANGES = ("flip", "brightness", "contrast", "saturation", "hue", "grey", "erase")
 
 # RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
 _TO_YIQ = np.array(
@@ -53,7 +55,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
       UserError: `config.crop` is unknown.
     """
     if config.crop not in CROPS:
-        known = " and ".join(map(repr, CROPS))
+        known = ", ".join(map(repr, CROPS))
         raise UserError(f"augment.crop is {config.crop!r}; known are {known}.")
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -63,6 +65,15 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
         return _erase(view, erase_key, config)
 
     return jax.vmap(one)(images, keys)
+
+
+def changes_nothing(config) -> bool:
+    """Whether a view is the image's centre crop: that of evaluation, in every step.
+
+    Args:
+      config: the `augment` section of a config.
+    """
+    return config.crop == "centre" and not any(config[name] for name in _CHANGES)
 
 
 def centre_crop(images: jax.Array, size: int) -> jax.Array:
@@ -76,6 +87,9 @@ def _crop(image: jax.Array, key: jax.Array, size: int, config) -> jax.Array:
     flip = jax.random.uniform(keys[3], ()) < config.flip
     if config.crop == "plain":
         return _plain_crop(image, keys[2], size, flip)
+    if config.crop == "centre":
+        view = centre_crop(image[None], size)[0]
+        return jnp.where(flip, view[:, ::-1], view)
     return _area_crop(image, keys[:3], size, flip, config)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -14,6 +15,10 @@ from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.parallel import DATA_AXIS
 
 Tree = Any
+
+# What may train: the whole model, or all but S.
+PARTS = ("all", "heads")
+_FROZEN = "spatial"  # where each model has S
 
 
 class TrainState(NamedTuple):
@@ -39,18 +44,31 @@ def initial_state(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
     loss_params: Tree | None = None,
+    part: str = "all",
 ) -> TrainState:
-    """The state before the first step, with the weights of the model."""
+    """The state before the first step, with the weights of the model.
+
+    Args:
+      model: to be trained.
+      optimizer: as of `optimizer.create`.
+      loss_params: as of `losses.initial_parameters`.
+      part: what of the model trains, as of `PARTS`.
+    """
     _, params, model_state = split_model(model)
     loss_params = loss_params or {}
     step = jnp.zeros((), jnp.int32)
-    opt_state = optimizer.init(_optimised(params, loss_params))
+    opt_state = optimizer.init(_optimised(_trained(params, part), loss_params))
     return TrainState(step, params, model_state, opt_state, loss_params)
 
 
 def _optimised(params: Tree, loss_params: Tree) -> Tree:
     """The parameters, or the gradients, as the optimiser has them."""
     return {"model": params, "loss": loss_params}
+
+
+def _trained(params: Tree, part: str) -> Tree:
+    """Those of the model's parameters that train."""
+    return {k: v for k, v in params.items() if part == "all" or k != _FROZEN}
 
 
 def split_model(model: nnx.Module) -> tuple[Any, Tree, Tree]:
@@ -81,6 +99,7 @@ def make_train_step(
     The step takes the state and this device's rows ("image" uint8 `[B, H, W, 3]`,
     "label" int32 `[B]`), and returns the new state and scalar float32 metrics, both
     equal on every device. The gradient is that of the loss over the global batch.
+    With `data.feature_cache`, "image" is what `make_features_step` gives of the images.
 
     Args:
       model: gives structure and preprocessing; its weights are those of the state.
@@ -91,10 +110,12 @@ def make_train_step(
     Raises:
       UserError: `train.chunks` above 1 with batch norm that is not frozen.
     """
-    graphdef = split_model(_view(model, use_running_average=False))[0]
+    part, cached = config.model.train, bool(config.data.feature_cache)
+    graphdef = split_model(_training_view(model, part))[0]
     microbatches = config.train.chunks
     losses.check(config.loss)
-    if microbatches > 1 and _learns_statistics(model):
+    like = features_like(model, config.data.image_size) if cached else None
+    if microbatches > 1 and _learns_statistics(model, part):
         raise UserError(
             f"train.chunks = {microbatches}: batch norm needs the statistics of the "
             "whole batch at once; set model.freeze_batch_norm=True, or "
@@ -104,16 +125,24 @@ def make_train_step(
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         labels = batch["label"]
         rows = labels.shape[0]
-        first = jax.lax.axis_index(DATA_AXIS) * rows
-        positions = first + jnp.arange(rows, dtype=jnp.int32)
-        keys = augment.image_keys(config.seed, state.step, positions)
-        views = augment.augment(
-            batch["image"], keys, config.data.image_size, config.augment
-        )
+        if cached:
+            views = batch["image"]
+        else:
+            first = jax.lax.axis_index(DATA_AXIS) * rows
+            positions = first + jnp.arange(rows, dtype=jnp.int32)
+            keys = augment.image_keys(config.seed, state.step, positions)
+            views = augment.augment(
+                batch["image"], keys, config.data.image_size, config.augment
+            )
+        trained = _trained(state.params, part)
 
-        def embed(params: Tree, views: jax.Array) -> tuple[jax.Array, Tree]:
-            net = _merge(graphdef, params, state.model_state)
-            embeddings = net(net.preprocessing(views))
+        def embed(trained: Tree, views: jax.Array) -> tuple[jax.Array, Tree]:
+            net = _merge(graphdef, state.params | trained, state.model_state)
+            if like is not None:
+                between = _unflatten(views, like)
+            else:
+                between = net.spatial(net.preprocessing(views))
+            embeddings = net.behind(between)
             return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
 
         def share_of_loss(embeddings: jax.Array, own: Tree) -> tuple[jax.Array, dict]:
@@ -128,7 +157,7 @@ def make_train_step(
 
         if microbatches == 1:
             embeddings, pull_back, model_state = jax.vjp(
-                lambda params: embed(params, views), state.params, has_aux=True
+                lambda trained: embed(trained, views), trained, has_aux=True
             )
             (cotangent, of_loss), shares = loss_gradient(embeddings)
             (of_model,) = pull_back(cotangent)
@@ -137,19 +166,23 @@ def make_train_step(
             of_model, of_loss, shares = _in_microbatches(
                 lambda params, views: embed(params, views)[0],
                 loss_gradient,
-                state.params,
+                trained,
                 views.reshape(microbatches, rows // microbatches, *views.shape[1:]),
             )
         gradients, metrics = jax.lax.psum(
             (_optimised(of_model, of_loss), shares), DATA_AXIS
         )
-        before = _optimised(state.params, state.loss_params)
+        before = _optimised(trained, state.loss_params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, before)
         after: Any = optax.apply_updates(before, updates)
         metrics["gradient_norm"] = _norm(gradients)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         following = TrainState(
-            state.step + 1, after["model"], model_state, opt_state, after["loss"]
+            state.step + 1,
+            state.params | after["model"],
+            model_state,
+            opt_state,
+            after["loss"],
         )
         return following, metrics
 
@@ -161,9 +194,22 @@ def _norm(tree: Tree) -> jax.Array:
     return jnp.linalg.norm(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]))
 
 
-def _learns_statistics(model: nnx.Module) -> bool:
-    norms = (m for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm))
-    return any(not norm.frozen for norm in norms)
+def _training_view(model: nnx.Module, part: str) -> Any:
+    """The module as it trains: batch norm of what is frozen has its averages."""
+    view: Any = _view(model, use_running_average=False)
+    if part != "all":
+        frozen = _view(getattr(model, _FROZEN), use_running_average=True)
+        setattr(view, _FROZEN, frozen)
+    return view
+
+
+def _learns_statistics(model: nnx.Module, part: str) -> bool:
+    return any(
+        isinstance(module, BatchNorm)
+        and not module.frozen
+        and (part == "all" or path[0] != _FROZEN)
+        for path, module in nnx.iter_modules(model)
+    )
 
 
 def _in_microbatches(
@@ -218,6 +264,38 @@ def make_attention_step(
 ) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
     """As `make_embed_step`, but returns the masks `[B, M, h, w, C]`."""
     return _on_centre_crops(model, image_size, lambda net, x: net.attention(x))
+
+
+def make_features_step(
+    model: nnx.Module, image_size: int
+) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
+    """As `make_embed_step`, but returns what S puts out, in a row: `[B, F]`."""
+
+    def features(net: Any, images: jax.Array) -> jax.Array:
+        parts = jax.tree.leaves(net.spatial(images))
+        return jnp.concatenate([x.reshape(len(images), -1) for x in parts], axis=1)
+
+    return _on_centre_crops(model, image_size, features)
+
+
+def features_like(model: Any, image_size: int) -> Tree:
+    """Shapes and dtypes of what S puts out for one image."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: model.spatial(x), image)
+
+
+def _unflatten(rows: jax.Array, like: Tree) -> Tree:
+    """What `make_features_step` laid in a row, `[B, F]`, as S puts it out."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    parts = jnp.split(rows, ends, axis=1)
+    return jax.tree.unflatten(
+        structure,
+        [
+            part.reshape(-1, *leaf.shape[1:])
+            for part, leaf in zip(parts, leaves, strict=True)
+        ],
+    )
 
 
 def _on_centre_crops(

@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     model.name = "abe"  # abe | m_heads | one_head: the paper's baselines
     model.trunk = "googlenet"  # googlenet: BVLC's, with LRN; googlenet_bn: batch norm
     model.pretrained = placeholder(str)  # file of GoogLeNet weights, see docs/models.md
+    # all, or heads: all but S, which keeps the weights it starts from (ours).
+    model.train = "all"
     model.freeze_batch_norm = False  # train with the running averages (ours)
     # Where S ends: pool3 (the paper's, and the default), pool2, 3a, 4a or 4b.
     model.branch = placeholder(str)
@@ -62,6 +64,8 @@ def get_config() -> ConfigDict:
     data.images_per_class = 4  # K, for sampler = "classes"
     data.validation_fraction = 0.0  # share of the training classes held out (ours)
     data.in_memory = False  # decode each image once and keep it, without workers
+    # Folder that keeps S's outputs, computed once; for model.train = heads (ours).
+    data.feature_cache = placeholder(str)
     data.num_threads = 4  # decoding threads, where there are no workers
     data.num_workers = 0  # decoding processes
     data.birds_classes = 128  # of the generated birds
@@ -70,7 +74,7 @@ def get_config() -> ConfigDict:
     # All but crop and flip (ours). Probabilities are 0 to 1; 0 switches a change off.
     config.augment = augment = ConfigDict()
     # plain: image_size pixels anywhere in the square (paper); area: a part of the
-    # square, resized.
+    # square, resized; centre: its middle, as in evaluation.
     augment.crop = "plain"
     augment.crop_area = (0.3, 1.0)  # of crop = area: of the image; above 1 zooms out
     augment.crop_aspect = 1.33  # of crop = area: widest width over height

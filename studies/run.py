@@ -91,7 +91,7 @@ def _measured_together(runs: list[tuple[Any, str]]) -> dict:
 
 
 def _output(*command: str) -> str:
-    folder = RUNS_FILE.parent
+    folder = pathlib.Path(__file__).parent
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()

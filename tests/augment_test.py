@@ -77,7 +77,9 @@ def test_a_plain_crop_copies_pixels(images):
 
 
 def test_an_unknown_crop(images):
-    with pytest.raises(UserError, match="'random'; known are 'area' and 'plain'"):
+    with pytest.raises(
+        UserError, match="'random'; known are 'area', 'plain', 'centre'"
+    ):
         views(images, crop="random")
 
 

@@ -95,10 +95,8 @@ def slow(*arguments):
     ("trunk", "mapping", "devices", "chunks", "frozen"),
     [
         ("googlenet", "shard_map", 8, 2, False),
-        slow("googlenet_bn", "pmap", 2, 1, False),
         slow("googlenet", "shard_map", 2, 4, False),
         slow("googlenet", "pmap", 4, 4, False),
-        slow("googlenet_bn", "shard_map", 4, 1, False),
         slow("googlenet_bn", "shard_map", 8, 1, False),
         slow("googlenet_bn", "pmap", 8, 1, False),
         slow("googlenet_bn", "shard_map", 4, 2, True),
@@ -119,8 +117,8 @@ def test_equal_on_any_number_of_devices(trunk, mapping, devices, chunks, frozen)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
-def test_rematerialization_changes_memory_only(trunk):
+def test_rematerialization_changes_memory_only():
+    trunk = "googlenet_bn"
     gradient, averages, metrics = stepped(trunk, 1, "shard_map")
     got, got_averages, got_metrics = stepped(trunk, 2, "shard_map", rematerialize=True)
     np.testing.assert_allclose(got_metrics["loss"], metrics["loss"], rtol=1e-12)
@@ -146,9 +144,9 @@ def temporary_memory(trunk, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
-def test_float32_on_eight_devices_is_as_exact_as_on_one(trunk):
+def test_float32_on_eight_devices_is_as_exact_as_on_one():
     """Rounding differs, and ReLUs near zero flip; not more than on one device."""
+    trunk = "googlenet"
     # Unaugmented, as float32 and float64 draw different random numbers.
     exact, _, exact_metrics = stepped(trunk, 1, "shard_map", augmented=False)
     errors = {}

@@ -29,6 +29,11 @@ class InMemory:
         """Those of the source."""
         return self.source.names
 
+    @property
+    def stamp(self) -> str:
+        """That of the source."""
+        return self.source.stamp
+
     def __len__(self) -> int:
         return len(self.source)
 

@@ -28,11 +28,15 @@ class ImageSource(Protocol):
       labels: int32 `[N]`, class of each image, an index into `class_names`.
       class_names: name of each class.
       storage: in words, how the pixels are stored: what changes them changes it.
+      stamp: another text where files have changed since, found without reading them.
     """
 
     labels: np.ndarray
     class_names: tuple[str, ...]
     storage: str
+
+    @property
+    def stamp(self) -> str: ...
 
     @property
     def names(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ DIR/cub200/1.0.0/index.npz      label, role, box and name of each record, in ord
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 import zlib
@@ -92,6 +93,11 @@ class PreparedRecords:
     def names(self) -> tuple[str, ...]:
         """Path of each image in the data set that was prepared; read anew each time."""
         return tuple(_texts(_read_index(self.folder)["name"]))
+
+    @property
+    def stamp(self) -> str:
+        """Of the index, which has a checksum of each image."""
+        return hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.labels)

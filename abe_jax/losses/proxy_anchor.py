@@ -60,7 +60,9 @@ def proxy_anchor_loss(
         labels = jax.lax.all_gather(labels, axis_name, tiled=True)
         number = -(-classes // jax.lax.axis_size(axis_name))
         first = jax.lax.axis_index(axis_name) * number
-    own = (first + jnp.arange(number, dtype=jnp.int32)).astype(labels.dtype)  # classes; the last device's may be fewer
+    own = (first + jnp.arange(number, dtype=jnp.int32)).astype(
+        labels.dtype
+    )  # classes; the last device's may be fewer
     exists = own < classes
     taken = jnp.take(proxies, jnp.minimum(own, classes - 1), axis=1)
     lengths = jnp.linalg.norm(taken, axis=-1, keepdims=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from abe_jax import data, evaluate, parallel, processes
-from abe_jax.train import setup
+from abe_jax.train import features, setup
 from abe_jax.workdir import fields
 
 # Steps that are timed, after the first, and batches that are embedded: the same number
@@ -34,8 +34,11 @@ def show_forecast(config, workdir: str) -> None:
     arrays = jax.tree.leaves(state.params)
     parameters = sum(array.size for array in arrays)
     megabytes = sum(array.nbytes for array in arrays) / 1e6
+    trained_on = splits.train
+    if config.data.feature_cache:
+        trained_on = features.blank(trained_on, config, run.model)
     batches = data.train_batches(
-        splits.train,
+        trained_on,
         run.sampler,
         start=0,
         stop=min(config.train.steps, 1 + _STEPS),

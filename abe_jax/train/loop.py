@@ -10,7 +10,7 @@ import jax
 
 from abe_jax import data, evaluate, parallel, processes, report
 from abe_jax.errors import UserError
-from abe_jax.train import setup
+from abe_jax.train import features, setup
 from abe_jax.train.progress import Reporter
 from abe_jax.train.stop import Interrupted, StopRequest, StopRequested
 from abe_jax.workdir import (
@@ -94,8 +94,11 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         profile = trace.Trace(folder, start=start, steps=traced)
         stack.callback(profile.close)
         reporter = stack.enter_context(Reporter(writer, config.train, start))
+        trained_on = splits.train
+        if config.data.feature_cache:
+            trained_on = features.cached(trained_on, config, run.model, state, mesh)
         batches = data.train_batches(
-            splits.train,
+            trained_on,
             run.sampler,
             start=start,
             stop=config.train.steps,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from abe_jax import data, losses, models, optimizer, parallel, train_step
 from abe_jax.data import samplers
+from abe_jax.train import features
 from abe_jax.workdir import weights
 
 # Sets the loss's random numbers apart from the model's.
@@ -28,6 +29,7 @@ class Setup:
       model: structure, preprocessing, and the weights to start from.
       optimiser: of the model's parameters and the loss's own.
       loss_params: those to start from.
+      part: what of the model trains.
       take_step: maps a state and a batch to the next state and the step's metrics; the
         state that it is given is gone.
     """
@@ -38,11 +40,14 @@ class Setup:
     model: models.Embedder
     optimiser: optax.GradientTransformation
     loss_params: train_step.Tree
+    part: str
     take_step: Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]
 
     def initial_state(self) -> train_step.TrainState:
         """The state before the first step."""
-        return train_step.initial_state(self.model, self.optimiser, self.loss_params)
+        return train_step.initial_state(
+            self.model, self.optimiser, self.loss_params, self.part
+        )
 
 
 def create(config, *, restored: bool) -> Setup:
@@ -56,6 +61,7 @@ def create(config, *, restored: bool) -> Setup:
     Raises:
       UserError: the parts do not fit the data, the devices or each other.
     """
+    features.check(config)
     mesh = parallel.make_mesh()
     parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
     splits = data.create(config.data)
@@ -82,4 +88,13 @@ def create(config, *, restored: bool) -> Setup:
         mapping=config.parallel.mapping,
         donate_state=True,
     )
-    return Setup(mesh, splits, sampler, model, optimiser, loss_params, take_step)
+    return Setup(
+        mesh,
+        splits,
+        sampler,
+        model,
+        optimiser,
+        loss_params,
+        config.model.train,
+        take_step,
+    )

@@ -128,6 +128,7 @@ FREE_FIELDS = (
     "model.rematerialize",
     "data.path",
     "data.in_memory",
+    "data.feature_cache",
     "data.num_threads",
     "data.num_workers",
     "eval.batch_size",

@@ -24,7 +24,11 @@ def state_of(step, seed=0, shape=(3, 4)):
     params = {"layer": {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)}}
     averages = {"norm": {"mean": jnp.asarray(rng.normal(size=4), jnp.float32)}}
     return train_step.TrainState(
-        jnp.int32(step), params, averages, optax.adam(0.1).init(params)
+        jnp.int32(step),
+        params,
+        averages,
+        optax.adam(0.1).init(params),
+        loss_params={},
     )
 
 

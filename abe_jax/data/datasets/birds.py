@@ -35,6 +35,7 @@ class Birds:
     """
 
     storage = "drawn"
+    stamp = "version 1"  # of the drawing
 
     def __init__(
         self,

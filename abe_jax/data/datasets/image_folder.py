@@ -8,6 +8,7 @@ are sorted by their numbers. Hidden files, the `._*` copies that macOS writes, s
 folders of network drives, and workdirs of runs are left out.
 """
 
+import hashlib
 import os
 import zipfile
 
@@ -68,6 +69,18 @@ class ImageFolder:
         self.prefix, self.names, self.roles = found.prefix, found.names, found.roles
         self.labels, self.class_names = found.labels, found.class_names
         self._zip: zipfile.ZipFile | None = None
+
+    @property
+    def stamp(self) -> str:
+        """Of the size and the time of each file, or of the zip file."""
+        names = [self.prefix + name for name in self.names]
+        one = self.path.is_file()
+        files = [self.path] if one else [self.path / name for name in names]
+        digest = hashlib.sha256()
+        for file in files:
+            status = file.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.names)
