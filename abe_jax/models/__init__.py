@@ -40,8 +40,8 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
     """Makes the model that `config.model` describes.
 
     `one_head` is an ensemble of one: it takes no notice of `num_learners`. With
-    `pretrained`, the layers that GoogLeNet has start from that file; the others, and
-    without it all, start at random.
+    `pretrained`, the trunk's layers start from that file; the others, and without it
+    all, start at random.
 
     Args:
       config: the `model` section of a config (see `configs/default.py`).

@@ -12,7 +12,7 @@ from flax import nnx
 
 from abe_jax.models import initializers
 from abe_jax.models.cpu import lowering
-from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunk import Between, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
@@ -21,7 +21,8 @@ class Attention(nnx.Module):
     """Masks of all learners: a copy of the stages behind S, then one 1 x 1 convolution.
 
     In the paper these stages are inception 4a to 4e. The M last layers are one
-    convolution to M * C channels, learner by learner.
+    convolution to M * C channels, learner by learner. Of a transformer's tokens only
+    those of patches have masks (ours).
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, C]` to masks `[B, M, h, w, C]` in (0, 1)."""
-        masks = nnx.sigmoid(self.last(self.common(maps)))
+    def __call__(self, between: Between) -> jax.Array:
+        """S's output, with maps `[B, h, w, C]`, to masks `[B, M, h, w, C]` in (0, 1)."""
+        masks = nnx.sigmoid(self.last(maps_of(self.common(between))))
         batch, height, width, _ = masks.shape
         masks = masks.reshape(batch, height, width, self.num_learners, -1)
         return jnp.moveaxis(masks, 3, 1)
@@ -115,11 +116,10 @@ class ABE(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
-        maps = self.spatial(images)
-        masked = maps[:, None] * self.attention_branch(maps)
-        features = self.global_features(masked.reshape(-1, *maps.shape[1:]))
-        embeddings = at_least_float32(self.head(features))
-        return unit_length(embeddings.reshape(maps.shape[0], self.num_learners, -1))
+        between = self.spatial(images)
+        seen = masked(between, self.attention_branch(between))
+        embeddings = at_least_float32(self.head(self.global_features(seen)))
+        return unit_length(embeddings.reshape(images.shape[0], self.num_learners, -1))
 
 
 def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:

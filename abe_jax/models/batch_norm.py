@@ -6,6 +6,8 @@ from flax import nnx
 
 from abe_jax.precision import at_least_float32
 
+DATA_AXIS = "data"
+
 
 class BatchNorm(nnx.BatchNorm):
     """Batch norm over `[..., C]` whose running variance is the unbiased one.
@@ -21,18 +23,25 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __init__(
-        self, num_features: int, *, axis_name: str, frozen: bool, rngs: nnx.Rngs
+        self,
+        num_features: int,
+        *,
+        axis_name: str = DATA_AXIS,
+        epsilon: float = 1e-3,
+        frozen: bool,
+        rngs: nnx.Rngs,
     ):
         """Makes a layer with running averages 0 and 1.
 
         Args:
           num_features: C.
           axis_name: mapped axis whose devices hold the rest of the global batch.
+          epsilon: added to the variance; TensorFlow's by default.
           frozen: True to use the running averages in training.
           rngs: asked by Flax; scale starts at 1, bias at 0.
         """
         super().__init__(
-            num_features, momentum=0.9, epsilon=1e-3, axis_name=axis_name, rngs=rngs
+            num_features, momentum=0.9, epsilon=epsilon, axis_name=axis_name, rngs=rngs
         )
         self.frozen = frozen
 

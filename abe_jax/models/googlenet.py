@@ -17,12 +17,10 @@ import numpy as np
 from flax import nnx
 
 from abe_jax.models import googlenet_weights, initializers
-from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
 from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
-
-DATA_AXIS = "data"
 
 # 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection (table 1 of the paper).
 _INCEPTION_CHANNELS = {

@@ -1,14 +1,14 @@
 """The paper's baselines, with the interface of `ABE` (Kim et al., ECCV 2018).
 
 M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
-1-head:  B(x) = G(S(x))         plain GoogLeNet
+1-head:  B(x) = G(S(x))         plain GoogLeNet, or another trunk
 """
 
 import jax
 from flax import nnx
 
 from abe_jax.models.abe import embedding_layer, unit_length
-from abe_jax.models.trunk import Trunk
+from abe_jax.models.trunk import Between, Trunk
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
@@ -22,9 +22,9 @@ class Head(nnx.Module):
         self.global_features = trunk.section(stages, rngs=rngs)
         self.head = embedding_layer(trunk.channels(stages[-1]), dim, rngs)
 
-    def __call__(self, maps: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, C]` to `[B, D/M]`."""
-        return self.head(self.global_features(maps))
+    def __call__(self, between: Between) -> jax.Array:
+        """S's output to `[B, D/M]`."""
+        return self.head(self.global_features(between))
 
 
 class MHeads(nnx.Module):
@@ -69,7 +69,7 @@ class MHeads(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
-        run = nnx.vmap(lambda head, maps: head(maps), in_axes=(0, None), out_axes=1)
+        run = nnx.vmap(lambda head, x: head(x), in_axes=(0, None), out_axes=1)
         return unit_length(at_least_float32(run(self.heads, self.spatial(images))))
 
 

@@ -8,6 +8,7 @@ values for the same key.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,14 +29,27 @@ def he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
       dtype: floating point.
     """
     scale = math.sqrt(2.0 / math.prod(shape[:-1])) / _TRUNCATED_STD
+    return _on_host(partial(_truncated, shape, scale), key, shape, dtype)
 
-    def draw(rng: np.random.Generator) -> np.ndarray:
-        values = rng.standard_normal(shape, np.float32)
-        while (far := np.abs(values) > 2.0).any():
-            values[far] = rng.standard_normal(int(far.sum()), np.float32)
-        return values * np.float32(scale)
 
-    return _on_host(draw, key, shape, dtype)
+def small_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Normal of scale 0.02, cut off at two: tokens and positions of transformers.
+
+    Args:
+      key: random key.
+      shape: any.
+      dtype: floating point.
+    """
+    return _on_host(partial(_truncated, shape, 0.02), key, shape, dtype)
+
+
+def _truncated(
+    shape: tuple[int, ...], scale: float, rng: np.random.Generator
+) -> np.ndarray:
+    values = rng.standard_normal(shape, np.float32)
+    while (far := np.abs(values) > 2.0).any():
+        values[far] = rng.standard_normal(int(far.sum()), np.float32)
+    return values * np.float32(scale)
 
 
 def small_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

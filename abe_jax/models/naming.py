@@ -18,12 +18,14 @@ class Naming:
       words: for a group, the texts it may have and what they stand for; a group that
         is not named stands for itself.
       skipped: patterns of the tensors that are left out, and what these are.
+      hints: for patterns of names, what another shape means; for error messages.
     """
 
     network: str
     rows: tuple[tuple[str, str], ...]
     words: Mapping[str, Mapping[str, str]]
     skipped: Mapping[str, str]
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def path(self, name: str) -> Path | None:
         """Where a tensor goes; None for a name that is not in the table."""
@@ -43,7 +45,15 @@ class Naming:
 
     def left_out(self, name: str) -> str | None:
         """What a tensor is that is left out on purpose; None for all others."""
-        for pattern, what in self.skipped.items():
-            if re.fullmatch(pattern, name):
-                return what
-        return None
+        return _of_pattern(self.skipped, name)
+
+    def hint(self, name: str) -> str | None:
+        """What it means that a tensor has another shape; None where that is open."""
+        return _of_pattern(self.hints, name)
+
+
+def _of_pattern(texts: Mapping[str, str], name: str) -> str | None:
+    for pattern, text in texts.items():
+        if re.fullmatch(pattern, name):
+            return text
+    return None

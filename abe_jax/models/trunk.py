@@ -2,18 +2,68 @@
 
 S runs to the branching point, G from there to the features, and the attention branch
 is a copy of the stages behind the branching point. `trunks.TRUNKS` lists the networks.
+Stages hand on maps, or maps beside tokens that have no place in the image.
 """
 
 import abc
 import dataclasses
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from abe_jax.errors import UserError
 from abe_jax.models.naming import Naming
 from abe_jax.precision import working_dtype
+
+# Mean and standard deviation of ImageNet's channels, RGB, in units of 0 to 255.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class Tokens(NamedTuple):
+    """What stages of a transformer hand on.
+
+    Attributes:
+      maps: the tokens of the patches, `[B, h, w, C]`.
+      others: those without a place in the image, as class tokens are: `[B, N, C]`.
+    """
+
+    maps: jax.Array
+    others: jax.Array
+
+
+# Maps `[B, h, w, C]`, alone or beside other tokens.
+Between: TypeAlias = jax.Array | Tokens
+
+
+def maps_of(between: Between) -> jax.Array:
+    """What has a place in the image, `[B, h, w, C]`."""
+    return between.maps if isinstance(between, Tokens) else between
+
+
+def masked(between: Between, masks: jax.Array) -> Between:
+    """What each learner sees of S's output: the maps times its mask.
+
+    Tokens without a place in the image are the same for all learners (ours).
+
+    Args:
+      between: maps `[B, h, w, C]`, alone or beside other tokens.
+      masks: `[B, M, h, w, C]`.
+
+    Returns:
+      the same for a batch of B * M, the learners of an image side by side.
+    """
+    maps = maps_of(between)
+    seen = (maps[:, None] * masks).reshape(-1, *maps.shape[1:])
+    if not isinstance(between, Tokens):
+        return seen
+    batch, count, channels = between.others.shape
+    spread = (batch, masks.shape[1], count, channels)
+    others = jnp.broadcast_to(between.others[:, None], spread)
+    return Tokens(seen, others.reshape(-1, count, channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,21 +72,41 @@ class Preprocessing:
 
     Attributes:
       mean: per channel, in units of 0 to 255, in the trunk's channel order.
-      scale: the divisor, in units of 0 to 255.
+      scale: the divisor, in units of 0 to 255: one, or one per channel.
       reverse_channels: True where the trunk reads BGR.
+      multiple_of: the sides of images are multiples of it, as of a patch's.
     """
 
     mean: tuple[float, float, float]
-    scale: float
+    scale: float | tuple[float, float, float]
     reverse_channels: bool
+    multiple_of: int = 1
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Maps RGB images `[..., 3]` of 0 to 255 to float32 input of the trunk."""
         images = images.astype(working_dtype())
         if self.reverse_channels:
             images = images[..., ::-1]
-        mean = jnp.asarray(self.mean, images.dtype)
-        return (images - jnp.expand_dims(mean, range(images.ndim - 1))) / self.scale
+
+        def per_channel(values: tuple[float, float, float]) -> jax.Array:
+            channels = jnp.asarray(values, images.dtype)
+            return jnp.expand_dims(channels, range(images.ndim - 1))
+
+        scale = self.scale
+        divisor = per_channel(scale) if isinstance(scale, tuple) else scale
+        return (images - per_channel(self.mean)) / divisor
+
+    def check_size(self, *sides: int) -> None:
+        """Raises UserError for images whose sides the trunk cannot take."""
+        side = next((side for side in sides if side % self.multiple_of), None)
+        if side is not None:
+            below = side // self.multiple_of * self.multiple_of
+            near = [str(n) for n in (below, below + self.multiple_of) if n]
+            raise UserError(
+                f"images of {' x '.join(map(str, sides))} pixels do not divide into "
+                f"patches of {self.multiple_of}, as model.trunk takes them; set "
+                f"--config.data.image_size to {' or '.join(near)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +150,7 @@ class Trunk(abc.ABC):
 
     @abc.abstractmethod
     def attention_stages(self, branch: str) -> tuple[str, ...]:
-        """Stages behind a branching point that an attention branch may copy.
+        """Stages, or parts of some, behind a branching point that attention may copy.
 
         They keep the size of the maps: masks have the positions of S's output.
         """
@@ -88,7 +158,10 @@ class Trunk(abc.ABC):
     @property
     @abc.abstractmethod
     def default_attention_blocks(self) -> int:
-        """How many of `attention_stages` an attention branch copies by default."""
+        """How many of `attention_stages` an attention branch copies by default.
+
+        All, where there are fewer.
+        """
 
     @abc.abstractmethod
     def channels(self, stage: str) -> int:
@@ -96,7 +169,9 @@ class Trunk(abc.ABC):
 
     @abc.abstractmethod
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
-        """Some stages in a row, with random weights: images or maps to maps.
+        """Some stages in a row, with random weights: images or `Between` to `Between`.
+
+        The last stage of the trunk puts out features, `[B, channels]`.
 
         Its attributes are layers, named as in every other section of the trunk: that is
         how weights find their place (`weights.layer_of`).

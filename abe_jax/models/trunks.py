@@ -1,10 +1,15 @@
 """The trunks by their names. A new one is a file of its own and a line here."""
 
-from abe_jax.models import googlenet
+from abe_jax.models import googlenet, resnet, vit
 from abe_jax.models.trunk import Trunk
 
 TRUNKS: dict[str, Trunk] = {
-    trunk.name: trunk for trunk in (googlenet.BVLC, googlenet.TORCHVISION)
+    trunk.name: trunk
+    for trunk in (
+        *(googlenet.BVLC, googlenet.TORCHVISION),
+        resnet.RESNET50,
+        *vit.FORMS,
+    )
 }
 
 

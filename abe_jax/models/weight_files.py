@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from abe_jax.errors import UserError
+from abe_jax.models import hub
 
-# Four times a GoogLeNet with both auxiliary classifiers, in float32.
-_MAX_BYTES = 2**28
+# Twice a ViT-B with a classifier of 21,843 classes, in float32.
+_MAX_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,13 @@ def read(path: str) -> dict[str, Tensor]:
 
     Args:
       path: file that ends in `.onnx` (its initialisers), `.safetensors`, `.pth` or
-        `.pt` (a state dict).
+        `.pt` (a state dict); or such a file on the hub, as of `hub.fetch`.
 
     Raises:
       UserError: the file is not there, too large, broken or not plain weights; or the
         package that reads it is not installed.
     """
-    file = Path(path)
+    file = hub.fetch(path) if path.startswith(hub.PREFIX) else Path(path)
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(
@@ -56,7 +57,7 @@ def read(path: str) -> dict[str, Tensor]:
         raise UserError(f"{path}: there is no such file.")
     if file.stat().st_size > _MAX_BYTES:
         raise UserError(
-            f"{path} has {file.stat().st_size} bytes; no GoogLeNet has more than "
+            f"{path} has {file.stat().st_size} bytes; no trunk has more than "
             f"{_MAX_BYTES}."
         )
     try:

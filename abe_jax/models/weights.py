@@ -1,8 +1,9 @@
 """Published weights, read from the files in which people have them.
 
     .onnx          the ONNX model zoo's BVLC GoogLeNet            needs `onnx`
-    .safetensors   torchvision's `googlenet`, as a state dict     needs `safetensors`
+    .safetensors   a state dict of torchvision or timm            needs `safetensors`
     .pth, .pt      the same, as `torch.save` writes it            needs `torch`
+    hf://...       one of these on the Hugging Face hub           needs `huggingface_hub`
 
 Each trunk's `namings` tell where each tensor of a file goes. A file is taken whole or
 not at all: a missing, unknown or wrongly shaped tensor is an error, as is any dtype but
@@ -27,8 +28,9 @@ from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.models.weight_files import Tensor
 
-# A convolution's kernel: [out, in, h, w] in every file, [h, w, in, out] in Flax.
-_FROM_OIHW = (2, 3, 1, 0)
+# Kernels are [out, in, h, w] and [out, in] in every file, and in Flax [h, w, in, out]
+# and [in, out]: by rank, the file's axes in Flax's order.
+_FROM_FILE = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 # Attributes of models that hold a section of a trunk.
 _SECTIONS = frozenset({"spatial", "global_features", "common"})
@@ -67,7 +69,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
     """Reads a published network.
 
     Args:
-      path: file that ends in `.onnx`, `.safetensors`, `.pth` or `.pt`.
+      path: as of `weight_files.read`.
 
     Returns:
       the trunk whose weights the file holds, of width 1, and a value for every variable
@@ -79,8 +81,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
     """
     tensors = weight_files.read(path)
     trunk, naming = _naming_of(path, tensors)
-    whole = nnx.eval_shape(lambda: trunk.section(trunk.stages, rngs=nnx.Rngs(0)))
-    values = _match(path, tensors, naming, flat(nnx.state(whole)))
+    values = _match(path, tensors, naming, _variables(trunk))
     left_out = collections.Counter(naming.left_out(name) for name in tensors)
     del left_out[None]
     listed = ", ".join(f"{what} ({n} tensors)" for what, n in left_out.items())
@@ -132,15 +133,37 @@ def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]
         return sum(choice[1].path(name) is not None for name in tensors)
 
     choices = [(trunk, naming) for trunk in TRUNKS.values() for naming in trunk.namings]
-    best = max(choices, key=known)
-    if not known(best):
+    most = max(map(known, choices))
+    if not most:
         example = f", such as {next(iter(tensors))!r}" if tensors else ""
         networks = " or ".join(naming.network for _, naming in choices)
         raise UserError(
             f"{path} holds no known network: none of its {len(tensors)} tensors"
             f"{example} is named as in {networks}."
         )
-    return best
+    best = [choice for choice in choices if known(choice) == most]
+    if len(best) == 1:
+        return best[0]
+
+    def misfits(choice: tuple[Trunk, Naming]) -> int:
+        """Transformers share their names: how many tensors are not this one's."""
+        trunk, naming = choice
+        wanted = {key: _shape_in_file(v) for key, v in _variables(trunk).items()}
+        found = {naming.path(name): tensor.shape for name, tensor in tensors.items()}
+        return sum(found.get(k) != wanted.get(k) for k in found.keys() | wanted.keys())
+
+    return min(best, key=misfits)
+
+
+def _variables(trunk: Trunk) -> dict[Path, Any]:
+    """Shape and dtype of every variable of a trunk's layers."""
+    whole = nnx.eval_shape(lambda: trunk.section(trunk.stages, rngs=nnx.Rngs(0)))
+    return flat(nnx.state(whole))
+
+
+def _shape_in_file(variable: Any) -> tuple[int, ...]:
+    axes = _FROM_FILE.get(variable.ndim, range(variable.ndim))
+    return tuple(variable.shape[place] for place in np.argsort(axes))
 
 
 def _match(
@@ -160,11 +183,11 @@ def _match(
             wrong["unknown"].append(name)
             continue
         found[key] = tensor
-        shape = wanted[key].shape
-        if len(shape) == 4:
-            shape = tuple(shape[_FROM_OIHW.index(axis)] for axis in range(4))
+        shape = _shape_in_file(wanted[key])
         if tensor.shape != shape:
-            wrong["wrong shape"].append(f"{name} {tensor.shape}, not {shape}")
+            hint = naming.hint(name)
+            why = f" ({hint})" if hint else ""
+            wrong["wrong shape"].append(f"{name} {tensor.shape}, not {shape}{why}")
         if tensor.dtype != "float32":
             wrong["not float32"].append(f"{name} {tensor.dtype}")
     wrong["missing"] = [".".join(key) for key in wanted if key not in found]
@@ -174,9 +197,8 @@ def _match(
         value = tensor.read()
         if not np.isfinite(value).all() or (key[-1] == "var" and (value < 0).any()):
             wrong["not finite, or a negative variance"].append(".".join(key))
-        if value.ndim == 4:
-            value = value.transpose(_FROM_OIHW)
-        values[key] = jnp.asarray(value)
+        axes = _FROM_FILE.get(value.ndim, range(value.ndim))
+        values[key] = jnp.asarray(value.transpose(axes))
     _raise_if(path, naming, wrong)
     return values
 

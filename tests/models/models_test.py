@@ -60,7 +60,7 @@ def test_interface(name, trunk):
     assert model.preprocessing == TRUNKS[trunk].preprocessing
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(model)
-    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, 112, 112, 3), jnp.float32)
     embeddings = jax.eval_shape(
         lambda s, x: nnx.merge(graphdef, s, copy=True)(x), state, images
     )

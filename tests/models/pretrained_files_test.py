@@ -114,7 +114,7 @@ def test_damaged_beginning(save, weights):
 
 def test_another_network(save):
     _refused(
-        save({"layer1.0.conv1.weight": np.ones((8, 8, 1, 1), np.float32)}),
+        save({"features.0.weight": np.ones((8, 3, 3, 3), np.float32)}),
         "no known network",
     )
 

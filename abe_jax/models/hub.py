@@ -1,0 +1,88 @@
+"""Files of weights on the Hugging Face hub: `hf://OWNER/NAME[@REVISION][/FILE]`.
+
+The package `huggingface_hub` downloads and caches them: what it has is not asked for
+again where there is no network, or where HF_HUB_OFFLINE=1 says so.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from abe_jax.errors import UserError
+
+PREFIX = "hf://"
+# What timm's repositories hold.
+_FILE = "model.safetensors"
+
+# What went wrong, by the package's exceptions; the more special ones first.
+_REASONS = {
+    "GatedRepoError": "its owner asks for consent: accept the terms on the hub's page, "
+    "and log in with `hf auth login`",
+    "RepositoryNotFoundError": "there is no such repository, or it is private",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "LocalEntryNotFoundError": "the hub cannot be reached, and the file is not in the "
+    "cache; download it elsewhere and give its path",
+    "EntryNotFoundError": "the repository has no file {file}; give another one, as "
+    "hf://OWNER/NAME/FILE",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and the file is not in the cache",
+}
+
+
+def fetch(url: str) -> Path:
+    """Downloads a file, or finds it in the cache.
+
+    Args:
+      url: such as `hf://timm/resnet50.tv_in1k`; FILE is `model.safetensors` and
+        REVISION the newest by default.
+
+    Returns:
+      where it is. Where the cache keeps the hub's SHA-256, the content has it.
+
+    Raises:
+      UserError: there is no such file, it is neither in the cache nor in reach, its
+        content is damaged, or `huggingface_hub` is not installed.
+    """
+    match = re.fullmatch(
+        rf"{PREFIX}(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+))?",
+        url,
+    )
+    if not match:
+        raise UserError(f"{url} is not of the form hf://OWNER/NAME[@REVISION][/FILE].")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError(
+            f"{url} needs huggingface_hub: pip install 'abe_jax[hub]'"
+        ) from error
+    file = match["file"] or _FILE
+    try:
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                match["repo"], file, revision=match["revision"]
+            )
+        )
+    # It raises its own errors, those of its HTTP client and of the file system.
+    except Exception as error:
+        for name, reason in _REASONS.items():
+            if isinstance(error, getattr(errors, name)):
+                raise UserError(f"{url}: {reason.format(file=file)}.") from error
+        lines = str(error).strip().split("\n")
+        raise UserError(f"{url}: {type(error).__name__}: {lines[0][:200]}") from error
+    _require_intact(url, path)
+    return path
+
+
+def _require_intact(url: str, path: Path) -> None:
+    # A large file is a link to a blob whose name is the SHA-256 that the hub gave.
+    wanted = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if not re.fullmatch(r"[0-9a-f]{64}", wanted):
+        return
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wanted:
+        raise UserError(
+            f"{url}: the file in the cache is damaged (SHA-256 {found[:12]}..., the hub "
+            f"gave {wanted[:12]}...); delete {path.resolve()} and start again."
+        )
