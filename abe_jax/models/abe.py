@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, between: Between) -> jax.Array:
-        """S's output, with maps `[B, h, w, C]`, to masks `[B, M, h, w, C]` in (0, 1)."""
+        """S's output, maps `[B, h, w, C]`, to masks `[B, M, h, w, C]` in (0, 1)."""
         masks = nnx.sigmoid(self.last(maps_of(self.common(between))))
         batch, height, width, _ = masks.shape
         masks = masks.reshape(batch, height, width, self.num_learners, -1)

@@ -83,6 +83,6 @@ def _require_intact(url: str, path: Path) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != wanted:
         raise UserError(
-            f"{url}: the file in the cache is damaged (SHA-256 {found[:12]}..., the hub "
-            f"gave {wanted[:12]}...); delete {path.resolve()} and start again."
+            f"{url}: the file in the cache is damaged: its SHA-256 is {found[:12]}..., "
+            f"not {wanted[:12]}...; delete {path.resolve()} and start again."
         )

@@ -112,7 +112,7 @@ class ConvNorm(nnx.Module):
             stride,
             padding=((pad, pad), (pad, pad)),
             use_bias=False,
-            kernel_init=initializers.he_normal,
+            kernel_init=initializers.small_uniform,
             conv_general_dilated=lowering.conv_general_dilated,
             dtype=form.dtype,
             rngs=rngs,

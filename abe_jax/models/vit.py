@@ -181,7 +181,7 @@ class Embedding(nnx.Module):
             of_patches = jax.image.resize(of_patches, shape, "bicubic")
         others = self.class_token[...]
         if self.positions_of_others:
-            others += of_others
+            others = others + of_others
         if self.registers is not None:
             others = jnp.concatenate([others, self.registers[...]], axis=1)
         others = jnp.broadcast_to(others, (batch, *others.shape[1:]))

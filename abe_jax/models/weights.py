@@ -1,9 +1,9 @@
 """Published weights, read from the files in which people have them.
 
-    .onnx          the ONNX model zoo's BVLC GoogLeNet            needs `onnx`
-    .safetensors   a state dict of torchvision or timm            needs `safetensors`
-    .pth, .pt      the same, as `torch.save` writes it            needs `torch`
-    hf://...       one of these on the Hugging Face hub           needs `huggingface_hub`
+    .onnx          the ONNX model zoo's BVLC GoogLeNet    needs `onnx`
+    .safetensors   a state dict of torchvision or timm    needs `safetensors`
+    .pth, .pt      the same, as `torch.save` writes it    needs `torch`
+    hf://...       such a file on the Hugging Face hub    needs `huggingface_hub`
 
 Each trunk's `namings` tell where each tensor of a file goes. A file is taken whole or
 not at all: a missing, unknown or wrongly shaped tensor is an error, as is any dtype but
@@ -149,7 +149,9 @@ def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]
         """Transformers share their names: how many tensors are not this one's."""
         trunk, naming = choice
         wanted = {key: _shape_in_file(v) for key, v in _variables(trunk).items()}
-        found = {naming.path(name): tensor.shape for name, tensor in tensors.items()}
+        found: dict[Path | None, tuple[int, ...]] = {
+            naming.path(name): tensor.shape for name, tensor in tensors.items()
+        }
         return sum(found.get(k) != wanted.get(k) for k in found.keys() | wanted.keys())
 
     return min(best, key=misfits)

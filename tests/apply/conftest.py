@@ -38,7 +38,7 @@ def make_run(workdir: pathlib.Path, name: str = "abe", trunk: str = "googlenet")
                 "pretrained": "long/gone.onnx",
             },
             "data": {
-                "image_size": 32,
+                "image_size": 28 if "patch14" in trunk else 32,
                 "load_size": 40,
                 "birds_classes": 16,
                 "birds_images_per_class": 8,

@@ -29,19 +29,8 @@ BLOCKS = {
 
 
 @pytest.fixture(scope="module")
-def net():
+def net(torchvision):
     """torchvision's network with random weights and random running averages."""
-    # torchvision is made for a PyTorch with CUDA. On another one its compiled part does
-    # not load; declaring the two operators that its Python part describes is enough.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        try:
-            library.define(
-                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        except RuntimeError:
-            pass  # declared already: the compiled part is there
-    torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     net = torchvision.models.googlenet(aux_logits=True, init_weights=False)
     for module in net.modules():

@@ -59,7 +59,8 @@ class Graph:
             closed = isinstance(inner, core.ClosedJaxpr)
             jaxpr = inner.jaxpr if closed else inner
             return self.run(jaxpr, inner.consts if closed else (), operands)
-        if not any(isinstance(x, str) for x in operands):
+        fixed = all(isinstance(d, int) for v in eqn.outvars for d in v.aval.shape)
+        if fixed and not any(isinstance(x, str) for x in operands):
             values = eqn.primitive.bind(*operands, **eqn.params)
             values = values if eqn.primitive.multiple_results else [values]
             return [np.asarray(value) for value in values]

@@ -57,6 +57,12 @@ RULES |= {
 }
 
 
+@_rule("erfc")
+def _erfc(graph: Graph, eqn: Any, operands: list[Value]) -> Value:
+    one = np.ones((), eqn.invars[0].aval.dtype)
+    return graph.node("Sub", [one, graph.node("Erf", operands)])
+
+
 @_rule("square")
 def _square(graph: Graph, eqn: Any, operands: list[Value]) -> Value:
     return graph.node("Mul", [operands[0], operands[0]])

@@ -1,0 +1,26 @@
+"""Peers whose compiled parts may be missing."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, also where it was made for another PyTorch."""
+    torch = pytest.importorskip("torch")
+    # torchvision is made for a PyTorch with CUDA. On another one its compiled part does
+    # not load; declaring the two operators that its Python part describes is enough.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        try:
+            library.define(
+                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+        except RuntimeError:
+            pass  # declared already: the compiled part is there
+    return pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    """timm, which imports torchvision."""
+    return pytest.importorskip("timm")
