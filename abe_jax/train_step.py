@@ -108,12 +108,14 @@ def make_train_step(
       config: whole config.
 
     Raises:
-      UserError: `train.chunks` above 1 with batch norm that is not frozen.
+      UserError: `train.chunks` above 1 with batch norm that is not frozen, or images
+        of a size that the model cannot take.
     """
     part, cached = config.model.train, bool(config.data.feature_cache)
     graphdef = split_model(_training_view(model, part))[0]
     microbatches = config.train.chunks
     losses.check(config.loss)
+    _check_size(model, config.data.image_size)
     like = features_like(model, config.data.image_size) if cached else None
     if microbatches > 1 and _learns_statistics(model, part):
         raise UserError(
@@ -187,6 +189,10 @@ def make_train_step(
         return following, metrics
 
     return step
+
+
+def _check_size(model: Any, image_size: int) -> None:
+    model.preprocessing.check_size(image_size, image_size)
 
 
 def _norm(tree: Tree) -> jax.Array:
@@ -302,6 +308,7 @@ def _on_centre_crops(
     model: nnx.Module, image_size: int, method: Callable[[Any, jax.Array], jax.Array]
 ) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
     graphdef = split_model(_view(model, use_running_average=True))[0]
+    _check_size(model, image_size)
 
     def program(variables: tuple[Tree, Tree], images: jax.Array) -> jax.Array:
         net = _merge(graphdef, *variables)

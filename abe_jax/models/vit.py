@@ -123,12 +123,22 @@ class LayerNorm(nnx.LayerNorm):
     """Layer norm over `[..., C]`, in float32 at least and rounded once."""
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
-        # The fast variance cancels where a channel is far from zero, as some here are.
-        super().__init__(num_features, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+        super().__init__(num_features, epsilon=1e-6, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Normalises `[..., C]`."""
-        return super().__call__(at_least_float32(x)).astype(x.dtype)
+        assert self.scale is not None and self.bias is not None  # for type checkers
+
+        def aligned(channels: jax.Array) -> jax.Array:
+            return jnp.expand_dims(channels, range(x.ndim - 1))
+
+        values = at_least_float32(x)
+        # Flax's mean square minus squared mean would cancel where a token's mean is
+        # large.
+        values -= values.mean(axis=-1, keepdims=True)
+        variance = jnp.square(values).mean(axis=-1, keepdims=True)
+        y = values * jax.lax.rsqrt(variance + self.epsilon) * aligned(self.scale[...])
+        return (y + aligned(self.bias[...])).astype(x.dtype)
 
 
 class Embedding(nnx.Module):

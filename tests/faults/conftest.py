@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from abe_jax import models
+from abe_jax.models.trunk import Preprocessing
 from configs import quickstart
 
 
@@ -12,13 +13,11 @@ class Tiny(nnx.Module):
     """The mean colours of an image's quarters, and a linear layer."""
 
     num_learners = 2
+    preprocessing = Preprocessing((0.0,) * 3, 255.0, False)
 
     def __init__(self, rngs: nnx.Rngs, dim: int = 4):
         self.body = nnx.Linear(12, 8, rngs=rngs)
         self.head = nnx.Linear(8, self.num_learners * dim, rngs=rngs)
-
-    def preprocessing(self, images):
-        return images / 255.0
 
     def __call__(self, images):
         size, half = images.shape[0], images.shape[1] // 2
