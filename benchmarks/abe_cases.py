@@ -20,14 +20,15 @@ EMBEDDING_DIM = 512
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One comparison: ABE-M^512 on BVLC's trunk.
+    """One comparison: ABE-M^512.
 
     Attributes:
       learners: M.
       size: side of the images, pixels.
       batch: number of images.
       dtype: "float32" or "bfloat16", of the trunk's computation.
-      rematerialize: whether ours computes inception blocks again, backward.
+      rematerialize: whether ours computes blocks again, backward.
+      trunk: "googlenet" (BVLC's) or "resnet50", which the peer has too.
     """
 
     learners: int
@@ -35,11 +36,13 @@ class Case:
     batch: int
     dtype: str
     rematerialize: bool = False
+    trunk: str = "googlenet"
 
     def config(self) -> Any:
         """The default config, for this model and these images."""
         config = side_by_side.config("default")
         config.model.update(
+            trunk=self.trunk,
             num_learners=self.learners,
             embedding_dim=EMBEDDING_DIM,
             dtype=self.dtype,
@@ -61,7 +64,7 @@ class Case:
     def operations(self) -> float:
         """Multiplications and additions to embed the batch."""
         _, multiply_adds = model_sizes.size(
-            "abe", self.learners, EMBEDDING_DIM, self.size
+            "abe", self.learners, EMBEDDING_DIM, self.size, self.trunk
         )
         return 2.0 * multiply_adds * self.batch
 
@@ -88,6 +91,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
         default="224:64,224:256" if gpu else "64:32,224:16",
         help="side of the images and batch, as 64:32,224:16",
     )
+    parser.add_argument("--trunk", default="googlenet", help="or resnet50")
     parser.add_argument("--learners", default="8", help="as 1,4,8")
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32")
     parser.add_argument("--rematerialize", action="store_true", help="ours only")
@@ -112,7 +116,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
             rows.append(
                 {
                     "method": method.name,
-                    "model": f"ABE-{case.learners}",
+                    "model": f"ABE-{case.learners}{_suffix(case.trunk)}",
                     "size": case.size,
                     "batch": case.batch,
                     "dtype": case.dtype,
@@ -132,4 +136,9 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
     for count in args.learners.split(","):
         for pair in args.cases.split(","):
             size, batch = map(int, pair.split(":"))
-            yield Case(int(count), size, batch, args.dtype, args.rematerialize)
+            fields = (size, batch, args.dtype, args.rematerialize, args.trunk)
+            yield Case(int(count), *fields)
+
+
+def _suffix(trunk: str) -> str:
+    return "" if trunk == "googlenet" else f" on {trunk}"

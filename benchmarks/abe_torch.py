@@ -1,6 +1,7 @@
 """ABE-M in PyTorch, as a strong peer would write it: what the benchmarks compare with.
 
-The same network on BVLC's trunk (`model.trunk = "googlenet"`), with the same names.
+The same network on BVLC's trunk (`model.trunk = "googlenet"`) or on "resnet50", with
+the same names.
 Tensors are channels_last, all learners run as one batch, distances come from matrix
 products. `tests/abe_torch_peer_test.py` holds its embeddings and loss to ours.
 """
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import resnet_torch
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
@@ -98,10 +100,10 @@ class GlobalTrunk(Inception4):
 
 
 class Attention(nn.Module):
-    def __init__(self, num_learners: int):
+    def __init__(self, num_learners: int, common: nn.Module, maps: int, deep: int):
         super().__init__()
-        self.common = Inception4()
-        self.last = nn.Conv2d(832, 480 * num_learners, 1)
+        self.common = common
+        self.last = nn.Conv2d(deep, maps * num_learners, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.last(self.common(x)))
@@ -110,13 +112,14 @@ class Attention(nn.Module):
 class ABE(nn.Module):
     """ABE-M: preprocessed images `[B, 3, H, W]` to unit vectors `[B, M, D/M]`."""
 
-    def __init__(self, num_learners: int, embedding_dim: int):
+    def __init__(self, num_learners: int, embedding_dim: int, trunk: str = "googlenet"):
         super().__init__()
+        spatial, common, features, (maps, deep, wide) = _PARTS[trunk]
         self.num_learners = num_learners
-        self.spatial = SpatialTrunk()
-        self.global_features = GlobalTrunk()
-        self.attention_branch = Attention(num_learners)
-        self.head = nn.Linear(1024, embedding_dim // num_learners)
+        self.spatial = spatial()
+        self.global_features = features()
+        self.attention_branch = Attention(num_learners, common(), maps, deep)
+        self.head = nn.Linear(wide, embedding_dim // num_learners)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -131,10 +134,28 @@ class ABE(nn.Module):
         return functional.normalize(embeddings, dim=-1)
 
 
-def preprocess(images: np.ndarray, device: str) -> torch.Tensor:
-    """uint8 RGB `[B, H, W, 3]` to BGR minus the mean, `[B, 3, H, W]`."""
-    mean = torch.tensor([104.0, 117.0, 123.0])
-    channels = torch.from_numpy(images).flip(-1).float() - mean
+# S, what the attention branch copies, G, and channels of their outputs.
+_PARTS: dict[str, tuple[Any, Any, Any, tuple[int, int, int]]] = {
+    "googlenet": (SpatialTrunk, Inception4, GlobalTrunk, (480, 832, 1024)),
+    "resnet50": (
+        resnet_torch.SpatialTrunk,
+        resnet_torch.Common,
+        resnet_torch.GlobalTrunk,
+        resnet_torch.CHANNELS,
+    ),
+}
+
+
+def preprocess(
+    images: np.ndarray, device: str, trunk: str = "googlenet"
+) -> torch.Tensor:
+    """uint8 RGB `[B, H, W, 3]` to what the trunk takes, `[B, 3, H, W]`."""
+    if trunk == "resnet50":
+        channels = torch.from_numpy(images).float() - torch.tensor(resnet_torch.MEAN)
+        channels /= torch.tensor(resnet_torch.STD)
+    else:
+        mean = torch.tensor([104.0, 117.0, 123.0])
+        channels = torch.from_numpy(images).flip(-1).float() - mean
     by_channel = channels.permute(0, 3, 1, 2).to(device)
     return by_channel.contiguous(memory_format=torch.channels_last)
 
@@ -158,9 +179,11 @@ def copy_weights(net: ABE, params: Mapping[tuple[str, ...], Any]) -> None:
         array = np.asarray(value)
         if path[-1] == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        name = ".".join(path[:-1]) + {"kernel": ".weight", "bias": ".bias"}[path[-1]]
-        state[name] = torch.from_numpy(array.copy())
-    net.load_state_dict(state)
+        leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[path[-1]]
+        state[".".join((*path[:-1], leaf))] = torch.from_numpy(array.copy())
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    buffers = {name for name, _ in net.named_buffers()}
+    assert not unexpected and buffers.issuperset(missing)
 
 
 def _halve(x: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py
     python benchmarks/inference.py --cases=64:32 --learners=1,2,4,8
+    python benchmarks/inference.py --trunk=resnet50 --learners=4
 
 Ours is the embedding step of `abe_jax.main`, from uint8 images. The peer finds its
 images preprocessed; on a GPU it is compiled by torch.compile and uses autocast. Read
@@ -37,8 +38,12 @@ def peer(case: abe_cases.Case) -> Callable[[int], None]:
     import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM).to(device).eval()
-    images = abe_torch.preprocess(case.images(), device)
+    net = (
+        abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM, case.trunk)
+        .to(device)
+        .eval()
+    )
+    images = abe_torch.preprocess(case.images(), device, case.trunk)
     forward = torch.compile(net, mode="max-autotune") if device == "cuda" else net
     lower = torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bfloat16")
 

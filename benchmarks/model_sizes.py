@@ -35,20 +35,26 @@ ROWS = (
 
 
 def size(
-    name: str, num_learners: int, embedding_dim: int, image_size: int = 224
+    name: str,
+    num_learners: int,
+    embedding_dim: int,
+    image_size: int = 224,
+    trunk: str = "googlenet",
 ) -> tuple[int, int]:
     """Number of parameters, and of multiply-adds for one image."""
     config = ConfigDict(
         {
             "name": name,
-            "trunk": "googlenet",
+            "trunk": trunk,
             "num_learners": num_learners,
             "embedding_dim": embedding_dim,
             "width": 1.0,
         }
     )
     model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(model)
+    # In training batch norm would ask for the axis of the devices.
+    frozen = nnx.view(model, use_running_average=True, raise_if_not_found=False)
+    graphdef, state = nnx.split(frozen)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     program = jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(
         state, image

@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --cases=64:32 --learners=1,2,4,8
+    python benchmarks/train_step.py --trunk=resnet50 --learners=4
 
 Ours is the step of `abe_jax.main`: augmentation, both losses, SGD. The peer has no
 augmentation; on a GPU it is compiled by torch.compile and uses autocast. Both find
@@ -46,8 +47,8 @@ def peer(case: abe_cases.Case) -> Callable[[int], None]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = case.config().train
-    net = abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM).to(device)
-    images = abe_torch.preprocess(case.images(), device)
+    net = abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM, case.trunk).to(device)
+    images = abe_torch.preprocess(case.images(), device, case.trunk)
     labels = torch.from_numpy(case.labels()).to(device)
     optimiser = torch.optim.SGD(
         net.parameters(),

@@ -18,25 +18,27 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peers
 
 
-def test_embeddings_and_loss_are_ours(monkeypatch):
+@pytest.mark.parametrize("trunk", ["googlenet", "resnet50"])
+def test_embeddings_and_loss_are_ours(trunk, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import abe_cases
     import abe_torch
 
     from abe_jax import losses, models
 
-    case = abe_cases.Case(learners=2, size=64, batch=4, dtype="float32")
+    case = abe_cases.Case(learners=2, size=64, batch=4, dtype="float32", trunk=trunk)
     model = models.create(case.config().model, rngs=nnx.Rngs(0))
+    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     embed = jax.jit(lambda images: model(model.preprocessing(images)))
     embeddings = embed(jnp.asarray(case.images(), jnp.float32))
     labels = jnp.asarray(case.labels())
     divergence = losses.divergence_loss(embeddings)
     loss = losses.contrastive_loss(embeddings, labels) + divergence
 
-    net = abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM)
+    net = abe_torch.ABE(case.learners, abe_cases.EMBEDDING_DIM, trunk).eval()
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     abe_torch.copy_weights(net, traverse_util.flatten_dict(params))
-    theirs = net(abe_torch.preprocess(case.images(), "cpu")).detach()
+    theirs = net(abe_torch.preprocess(case.images(), "cpu", trunk)).detach()
     np.testing.assert_allclose(embeddings, theirs, atol=1e-5)
     their_loss = abe_torch.loss_of(theirs, torch.from_numpy(case.labels()))
     np.testing.assert_allclose(loss, their_loss, rtol=1e-5)
