@@ -15,6 +15,8 @@ assert _VERSION is not None
 _EXPORT = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"]
 # Approximate search of millions of images; exact search needs nothing.
 _APPROXIMATE = ["usearch>=2.16,<3"]
+# Downloads and caches published weights.
+_HUB = ["huggingface_hub>=1,<3"]
 # Peers that the tests compare with. Upper bounds keep a fresh install on versions that
 # were tested: each of these projects has broken callers in minor releases.
 _TEST = [
@@ -65,18 +67,23 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "test": _TEST,
-        # Readers of published GoogLeNet weights; torch is needed for .pth files only.
+        # Readers of published weights; torch is needed for .pth files only.
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],
+        # Published weights from the Hugging Face hub: model.pretrained=hf://...
+        "hub": [*_HUB, "safetensors>=0.4,<1"],
         "export": _EXPORT,
         "approximate": _APPROXIMATE,
-        # Compared with in tests marked `peers`, together with torchvision, which is
-        # installed by itself (`pip install --no-deps torchvision==0.28.0`).
+        # Compared with in tests marked `peers`, with torchvision, and timm that asks
+        # for it; both are installed by themselves
+        # (`pip install --no-deps torchvision==0.28.0 'timm>=1.0.31,<1.1'`).
         "peers": [
             *_EXPORT,
             *_APPROXIMATE,
+            *_HUB,
             "playwright>=1.50,<2",  # drives the system's Chromium, for the pages
             "psutil>=6,<8",  # memory, in benchmarks
             "pytorch-metric-learning>=2.8,<3",
+            "pyyaml>=6,<7",  # of timm
             "scikit-learn>=1.5,<2",
             "torch==2.13.0",
         ],
@@ -85,6 +92,7 @@ setuptools.setup(
             *_TEST,
             *_EXPORT,  # whose types are checked
             *_APPROXIMATE,
+            *_HUB,
             "build==1.5.0",
             "pyright==1.1.414",
             "ruff==0.17.6",

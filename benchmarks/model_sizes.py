@@ -1,6 +1,7 @@
 """Prints the paper's table of model sizes, counted from the models themselves.
 
     python benchmarks/model_sizes.py
+    python benchmarks/model_sizes.py --trunks  # ours: all trunks, for docs/models.md
 
 Parameters are those of BVLC's GoogLeNet with biases. Multiply-adds are those of the
 convolutions and matrix products on one 224 x 224 image, padding included. Nothing is
@@ -8,7 +9,8 @@ computed: the models are traced.
 """
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
+from abe_jax.models.trunks import TRUNKS
 
 # (name in config.model.name, learners M, dimensions D), in the order of the paper.
 ROWS = (
@@ -106,7 +109,24 @@ def title(name: str, num_learners: int, embedding_dim: int) -> str:
     return f"{forms[name]}^{embedding_dim}"
 
 
-def main() -> None:
+def trunk_table() -> str:
+    """Every trunk with one head, with eight, and with ABE-8, all ^512, as Markdown."""
+    models_of = (("one_head", 1), ("m_heads", 8), ("abe", 8))
+    titles = (title(name, learners, 512) for name, learners in models_of)
+    lines = [f"| `model.trunk` | {' | '.join(titles)} |", f"|---|{'---|' * 3}"]
+    for trunk in TRUNKS:
+        cells = []
+        for name, learners in models_of:
+            parameters, operations = size(name, learners, 512, trunk=trunk)
+            cells.append(f"{parameters / 1e6:.1f} M, {operations / 1e9:.1f} G")
+        lines.append(f"| {trunk} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    if "--trunks" in arguments:
+        print(trunk_table())
+        return
     print(f"{'model':<14} {'parameters / 10^7':>18} {'multiply-adds / 10^9':>21}")
     for row in ROWS:
         parameters, operations = size(*row)
@@ -114,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

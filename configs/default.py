@@ -16,19 +16,27 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.name = "abe"  # abe | m_heads | one_head: the paper's baselines
-    model.trunk = "googlenet"  # googlenet: BVLC's, with LRN; googlenet_bn: batch norm
-    model.pretrained = placeholder(str)  # file of GoogLeNet weights, see docs/models.md
+    # googlenet: BVLC's, with LRN, the paper's; googlenet_bn: with batch norm. Ours:
+    # resnet50, vit_{small,base}_patch16, vit_{small,base}_patch14_dinov2 and, with
+    # registers, vit_{small,base}_patch14_reg4_dinov2.
+    model.trunk = "googlenet"
+    # File of the trunk's weights, or hf://OWNER/NAME on the hub, see docs/models.md; or
+    # the workdir of another run.
+    model.pretrained = placeholder(str)
     # all, or heads: all but S, which keeps the weights it starts from (ours).
     model.train = "all"
     model.freeze_batch_norm = False  # train with the running averages (ours)
-    # Where S ends: pool3 (the paper's, and the default), pool2, 3a, 4a or 4b.
+    # Where S ends: pool3 (the paper's, and the default), pool2, 3a, 4a or 4b. Ours:
+    # layer3 (the default) or layer2 of a ResNet, block6 (the default), or block1 to
+    # block11, of a ViT.
     model.branch = placeholder(str)
-    # Blocks behind S that the attention branch copies; by default 5 (the paper's).
+    # Blocks behind S that the attention branch copies; by default 5 (the paper's), the
+    # next layer of a ResNet, 2 of a ViT (ours).
     model.attention_blocks = placeholder(int)
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
     model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)
-    # Backward, compute inception blocks again instead of keeping what lies in them
+    # Backward, compute blocks again instead of keeping what lies in them
     # (ours): less memory, more time; docs/performance.md has both.
     model.rematerialize = False
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
@@ -59,7 +67,8 @@ def get_config() -> ConfigDict:
     # load_size, and the middle is kept; squeeze: all of it, its aspect lost.
     data.square = "pad"
     data.box_crop = False  # only the object's bounding box: cub200 and cars196
-    data.image_size = 224  # side of the crops that the model sees
+    # Side of the crops that the model sees; for a ViT a multiple of its patches' side.
+    data.image_size = 224
     data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images
     data.images_per_class = 4  # K, for sampler = "classes"
     data.validation_fraction = 0.0  # share of the training classes held out (ours)

@@ -25,6 +25,7 @@ PROTOCOLS = {
     "inshop": ("inshop", False, (1, 10, 20, 30, 40, 50)),
     "image_folder": ("image_folder", False, (1, 2, 4, 8)),
 }
+RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 
 
 def shrunk(config, photos):
@@ -38,7 +39,7 @@ def shrunk(config, photos):
 
 
 def test_the_configs_are_found():
-    assert {"default", "quickstart", "emoji64", *PROTOCOLS} <= set(CONFIGS)
+    assert {"default", "quickstart", "emoji64", *PROTOCOLS, *RESNETS} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -53,7 +54,24 @@ def test_protocols_are_those_of_the_paper(name):
     assert (config.data.load_size, config.augment.flip) == (256, 0.5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "base"), RESNETS.items())
+def test_another_trunk_is_all_that_differs(name, base):
+    config, usual = (
+        importlib.import_module(f"configs.{n}").get_config() for n in (name, base)
+    )
+    assert (config.model.trunk, usual.model.trunk) == ("resnet50", "googlenet")
+    usual.model.update(trunk="resnet50", freeze_batch_norm=True)
+    assert config.to_json() == usual.to_json()
+
+
+# They differ from the others in their trunk: one of them is enough.
+SLOW = {*RESNETS} - {"inshop_resnet50"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CONFIGS],
+)
 def test_one_step(name, photos, data_dir, tmp_path):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
@@ -66,9 +84,9 @@ def test_one_step(name, photos, data_dir, tmp_path):
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert 0.0 <= metrics["eval/recall@1"] <= 1.0
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    if name == "inshop":
+    if config.data.name == "inshop":
         assert (evaluation["num_queries"], evaluation["num_gallery"]) == (18, 17)
-    elif name in PROTOCOLS and is_prepared:
+    elif is_prepared:
         assert evaluation["num_queries"] == evaluation["num_gallery"]
     assert evaluation["protocol"]["box_crop"] == config.data.box_crop
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4

@@ -44,6 +44,12 @@ def test_the_eleven_rows(model_sizes, capsys):
     assert [row.split() for row in printed] == [row.split() for row in wanted]
 
 
+@pytest.mark.slow
+def test_the_page_has_the_sizes_of_all_trunks(model_sizes):
+    page = (PATH.parents[1] / "docs" / "models.md").read_text()
+    assert model_sizes.trunk_table() in page
+
+
 def test_one_head_against_the_published_count(model_sizes):
     # BVLC's GoogLeNet has 6,998,552 parameters; the embedding replaces its classifier.
     parameters, _ = model_sizes.size("one_head", 1, 512)

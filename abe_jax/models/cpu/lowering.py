@@ -173,11 +173,9 @@ def _is_plain(padding: Any, options: dict[str, Any]) -> bool:
     )
 
 
-def _thinned(
-    strides: tuple[int, int], pads: Pads, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
+def _thinned(strides: Any, pads: Pads, x: jax.Array, w: jax.Array) -> jax.Array:
     """A 1 x 1 convolution of what its strides leave: a faster gradient (1.6 times)."""
-    return _convolution((1, 1), pads, x[:, :: strides[0], :: strides[1]], kernel)
+    return _convolution((1, 1), pads, x[:, :: strides[0], :: strides[1]], w)
 
 
 def _as_dense_layer(pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,0 +1,23 @@
+"""ABE-8^512 with ResNet-50 (ours) on In-Shop Clothes Retrieval, 224 x 224.
+
+    python -m abe_jax.prepare --dataset=inshop --source=SOURCE --data_dir=DATA
+    python -m abe_jax.main --config=configs/inshop_resnet50.py \\
+        --workdir=runs/inshop_resnet50 --config.data.path=DATA \\
+        --config.model.pretrained=hf://timm/resnet50.tv_in1k
+
+Data, protocol, batches and losses are those of `configs/inshop.py`. The paper has
+GoogLeNet only: there is no figure of it to compare with, and this project has not
+trained on the real images. Batch norm is frozen, as most recipes of metric learning do
+it. Choose settings with --config.data.validation_fraction=0.2.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import inshop
+
+
+def get_config() -> ConfigDict:
+    """The paper's protocol on In-Shop Clothes Retrieval, on another trunk."""
+    config = inshop.get_config()
+    config.model.update(trunk="resnet50", freeze_batch_norm=True)
+    return config
