@@ -19,5 +19,5 @@ from configs import cars196
 def get_config() -> ConfigDict:
     """The paper's protocol on Cars-196, on another trunk."""
     config = cars196.get_config()
-    config.model.update(trunk="resnet50", freeze_batch_norm=True)
+    config.update({"model": {"trunk": "resnet50", "freeze_batch_norm": True}})
     return config

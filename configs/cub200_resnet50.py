@@ -19,5 +19,5 @@ from configs import cub200
 def get_config() -> ConfigDict:
     """The paper's protocol on CUB-200-2011, on another trunk."""
     config = cub200.get_config()
-    config.model.update(trunk="resnet50", freeze_batch_norm=True)
+    config.update({"model": {"trunk": "resnet50", "freeze_batch_norm": True}})
     return config

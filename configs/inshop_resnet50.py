@@ -19,5 +19,5 @@ from configs import inshop
 def get_config() -> ConfigDict:
     """The paper's protocol on In-Shop Clothes Retrieval, on another trunk."""
     config = inshop.get_config()
-    config.model.update(trunk="resnet50", freeze_batch_norm=True)
+    config.update({"model": {"trunk": "resnet50", "freeze_batch_norm": True}})
     return config

@@ -19,5 +19,5 @@ from configs import sop
 def get_config() -> ConfigDict:
     """The paper's protocol on Stanford Online Products, on another trunk."""
     config = sop.get_config()
-    config.model.update(trunk="resnet50", freeze_batch_norm=True)
+    config.update({"model": {"trunk": "resnet50", "freeze_batch_norm": True}})
     return config

@@ -64,13 +64,9 @@ def test_another_trunk_is_all_that_differs(name, base):
     assert config.to_json() == usual.to_json()
 
 
-# They differ from the others in their trunk: one of them is enough.
-SLOW = {*RESNETS} - {"inshop_resnet50"}
-
-
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CONFIGS],
+    [pytest.param(n, marks=pytest.mark.slow) if n in RESNETS else n for n in CONFIGS],
 )
 def test_one_step(name, photos, data_dir, tmp_path):
     module = importlib.import_module(f"configs.{name}")

@@ -149,9 +149,8 @@ def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]
         """Transformers share their names: how many tensors are not this one's."""
         trunk, naming = choice
         wanted = {key: _shape_in_file(v) for key, v in _variables(trunk).items()}
-        found: dict[Path | None, tuple[int, ...]] = {
-            naming.path(name): tensor.shape for name, tensor in tensors.items()
-        }
+        places = ((naming.path(name), tensor) for name, tensor in tensors.items())
+        found = {key: tensor.shape for key, tensor in places if key is not None}
         return sum(found.get(k) != wanted.get(k) for k in found.keys() | wanted.keys())
 
     return min(best, key=misfits)
