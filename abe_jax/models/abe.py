@@ -116,10 +116,14 @@ class ABE(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
-        between = self.spatial(images)
-        seen = masked(between, self.attention_branch(between))
-        embeddings = at_least_float32(self.head(self.global_features(seen)))
-        return unit_length(embeddings.reshape(images.shape[0], self.num_learners, -1))
+        return self.behind(self.spatial(images))
+
+    def behind(self, between: Between) -> jax.Array:
+        """S's output to embeddings, as of `__call__`."""
+        masks = self.attention_branch(between)
+        features = self.global_features(masked(between, masks))
+        embeddings = at_least_float32(self.head(features))
+        return unit_length(embeddings.reshape(*masks.shape[:2], -1))
 
 
 def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:

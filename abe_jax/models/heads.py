@@ -69,8 +69,12 @@ class MHeads(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
+        return self.behind(self.spatial(images))
+
+    def behind(self, between: Between) -> jax.Array:
+        """S's output to embeddings, as of `__call__`."""
         run = nnx.vmap(lambda head, x: head(x), in_axes=(0, None), out_axes=1)
-        return unit_length(at_least_float32(run(self.heads, self.spatial(images))))
+        return unit_length(at_least_float32(run(self.heads, between)))
 
 
 class OneHead(nnx.Module):
@@ -104,5 +108,9 @@ class OneHead(nnx.Module):
         Returns:
           `[B, 1, D]` float32, of unit length.
         """
-        features = self.global_features(self.spatial(images))
-        return unit_length(at_least_float32(self.head(features)))[:, None]
+        return self.behind(self.spatial(images))
+
+    def behind(self, between: Between) -> jax.Array:
+        """S's output to embeddings, as of `__call__`."""
+        embeddings = self.head(self.global_features(between))
+        return unit_length(at_least_float32(embeddings))[:, None]
