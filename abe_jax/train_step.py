@@ -287,7 +287,8 @@ def make_features_step(
 def features_like(model: Any, image_size: int) -> Tree:
     """Shapes and dtypes of what S puts out for one image."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.spatial(x), image)
+    spatial: Any = _view(model.spatial, use_running_average=True)
+    return jax.eval_shape(lambda x: spatial(x), image)
 
 
 def _unflatten(rows: jax.Array, like: Tree) -> Tree:

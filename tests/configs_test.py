@@ -35,6 +35,10 @@ def shrunk(config, photos):
     config.data.update(birds_classes=32, birds_images_per_class=16, path=str(photos))
     config.train.update(steps=1)
     config.eval.batch_size = 16
+    if config.data.feature_cache:  # configs/photos.py, whose file is on a hub
+        config.model.pretrained = None
+        config.data.update(load_size=28, image_size=28)
+        config.data.feature_cache = str(photos.parent / "features")
     return config
 
 

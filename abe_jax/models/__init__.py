@@ -57,10 +57,13 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
     """
     check(config)
     path = config.get("pretrained")
-    arguments = {"embedding_dim": config.embedding_dim, "trunk": _trunk(config)}
+    arguments = {
+        "embedding_dim": config.embedding_dim,
+        "trunk": _trunk(config),
+        "branch": config.get("branch"),
+    }
     if config.name != "one_head":
         arguments["num_learners"] = config.num_learners
-        arguments["branch"] = config.get("branch")
     if config.name == "abe":
         arguments["attention_blocks"] = config.get("attention_blocks")
     model = _MODELS[config.name](**arguments, rngs=rngs)
@@ -100,10 +103,11 @@ def check(config) -> None:
     branch = config.get("branch") or trunk.branches[0]
     _require_known("model.branch", branch, trunk.branches)
     most, blocks = len(trunk.attention_stages(branch)), config.get("attention_blocks")
-    if blocks is not None and not 1 <= blocks <= most:
+    if blocks is not None and not min(1, most) <= blocks <= most:
+        possible = f"1 to {most} blocks" if most else "no block (0)"
         raise UserError(
             f"model.attention_blocks is {blocks}; behind {branch!r} the attention "
-            f"branch can copy 1 to {most} blocks of {config.trunk!r}."
+            f"branch can copy {possible} of {config.trunk!r}."
         )
     if config.get("freeze_batch_norm") and not trunk.has_batch_norm:
         having = ", ".join(repr(n) for n, t in TRUNKS.items() if t.has_batch_norm)

@@ -38,7 +38,7 @@ class Attention(nnx.Module):
         self.num_learners = num_learners
         self.common = trunk.section(stages, rngs=rngs)
         self.last = nnx.Conv(
-            trunk.channels(stages[-1]),
+            trunk.channels(stages[-1] if stages else branch),
             trunk.channels(branch) * num_learners,
             (1, 1),
             padding=((0, 0), (0, 0)),

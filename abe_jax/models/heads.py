@@ -87,11 +87,12 @@ class OneHead(nnx.Module):
         *,
         embedding_dim: int,
         trunk: str | Trunk = "googlenet",
+        branch: str | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a network with random weights. Args are those of `ABE`."""
         trunk = trunk_of(trunk)
-        stages_of_s, stages_of_g = trunk.split()
+        stages_of_s, stages_of_g = trunk.split(branch)
         self.preprocessing = trunk.preprocessing
         self.spatial = trunk.section(stages_of_s, rngs=rngs)
         self.global_features = trunk.section(stages_of_g, rngs=rngs)

@@ -4,6 +4,8 @@ S is the patch embedding and the first half of the blocks. The attention branch 
 copy of the next blocks, and its masks are of the patches' tokens: class and register
 tokens pass to every learner as they are. G has the remaining blocks, the final norm,
 and the class token as features, which is what timm pools by default in these models.
+Where no block is left to G, no mask reaches the class token: then the features are the
+average of the patches' tokens, for frozen trunks of which only heads are trained.
 
 Sources: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, section 3.1;
 Oquab et al., "DINOv2", 2023; Darcet et al., "Vision Transformers Need Registers", 2023;
@@ -65,8 +67,8 @@ class ViTForm(Trunk):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """block6, half of the depth (ours); or any that leaves a block to G."""
-        return ("block6", *(b for b in _BLOCKS[:-1] if b != "block6"))
+        """block6, half of the depth (ours); or any other."""
+        return ("block6", *(b for b in _BLOCKS if b != "block6"))
 
     def attention_stages(self, branch: str) -> tuple[str, ...]:
         """The blocks that follow: all have the same tokens."""
@@ -278,6 +280,7 @@ class Section(nnx.Module):
             setattr(self, block, Block(form=form, rngs=rngs))
         channels = form.channels("norm")
         self.norm = LayerNorm(channels, rngs=rngs) if "norm" in stages else None
+        self.averages = stages == ("norm",)
 
     def __call__(self, x: jax.Array | Tokens) -> jax.Array | Tokens:
         """Maps images `[B, H, W, 3]` or tokens to tokens or features `[B, C]`."""
@@ -292,6 +295,8 @@ class Section(nnx.Module):
         sequence = jnp.concatenate([tokens.others, patches], axis=1)
         for block in self.blocks:
             sequence = getattr(self, block)(sequence)
+        if self.norm is not None and self.averages:
+            return self.norm(at_least_float32(patches)).mean(axis=1)
         if self.norm is not None:
             return self.norm(at_least_float32(sequence[:, 0]))
         others, patches = jnp.split(sequence, [tokens.others.shape[1]], axis=1)
