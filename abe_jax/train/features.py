@@ -16,7 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,12 @@ from abe_jax.workdir import NotWritable
 _log = logging.getLogger(__name__)
 
 _RECORDS, _ABOUT = "features.array_record", "features.json"
+
+
+class _Records(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> bytes: ...
 
 
 def check(config) -> None:
@@ -109,9 +115,7 @@ def blank(subset: data.Subset, config, model: models.Embedder) -> data.Subset:
     return _part(subset, [row] * len(subset), dtype)
 
 
-def _part(
-    subset: data.Subset, records: Sequence[bytes], dtype: np.dtype
-) -> data.Subset:
+def _part(subset: data.Subset, records: _Records, dtype: np.dtype) -> data.Subset:
     return data.Subset(_Features(subset, records, dtype), np.arange(len(subset)))
 
 
@@ -134,7 +138,7 @@ def _key(
         "box_crop": config.data.box_crop,
         "storage": subset.source.storage,
         "stamp": subset.source.stamp,
-        "names": [names[index] for index in subset.indices],
+        "names": [names[index] for index in subset.indices.tolist()],
     }
     for name in (
         "pretrained",
@@ -198,7 +202,7 @@ class _Writer:
         )
 
 
-def _read(folder: pathlib.Path, count: int) -> tuple[Sequence[bytes], np.dtype]:
+def _read(folder: pathlib.Path, count: int) -> tuple[_Records, np.dtype]:
     """Opens a cache: its records and their dtype."""
     try:
         about = json.loads((folder / _ABOUT).read_text())
@@ -217,14 +221,14 @@ def _read(folder: pathlib.Path, count: int) -> tuple[Sequence[bytes], np.dtype]:
 class _Features:
     """Random access to the kept outputs of S; picklable, as every source."""
 
-    def __init__(self, subset: data.Subset, records: Sequence[bytes], dtype: np.dtype):
+    def __init__(self, subset: data.Subset, records: _Records, dtype: np.dtype):
         source = subset.source
         self.labels = subset.labels
         self.class_names = source.class_names
         self.storage = source.storage
         self.stamp = source.stamp
         names = source.names
-        self.names = [names[index] for index in subset.indices]
+        self.names = [names[index] for index in subset.indices.tolist()]
         self._records = records
         self._dtype = dtype
 
