@@ -138,7 +138,7 @@ def _key(
         "box_crop": config.data.box_crop,
         "storage": subset.source.storage,
         "stamp": subset.source.stamp,
-        "names": [names[index] for index in subset.indices.tolist()],
+        "names": [names[int(index)] for index in subset.indices],
     }
     for name in (
         "pretrained",
@@ -228,7 +228,7 @@ class _Features:
         self.storage = source.storage
         self.stamp = source.stamp
         names = source.names
-        self.names = [names[index] for index in subset.indices.tolist()]
+        self.names = [names[int(index)] for index in subset.indices]
         self._records = records
         self._dtype = dtype
 
