@@ -235,7 +235,7 @@ def test_creation_is_reproducible_and_logged(caplog):
 
 def test_the_documented_statements_run(tmp_path, monkeypatch):
     page = DOCS.read_text()
-    assert len(page.split("## Trunks")[0].splitlines()) <= 30
+    assert len(page.split("\n## Trunks")[0].splitlines()) <= 30
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert all(len(ast.parse(block).body) <= 5 for block in blocks)
     rng = np.random.default_rng(0)
