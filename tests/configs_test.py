@@ -25,6 +25,8 @@ PROTOCOLS = {
     "inshop": ("inshop", False, (1, 10, 20, 30, 40, 50)),
     "image_folder": ("image_folder", False, (1, 2, 4, 8)),
 }
+# One of each kind; the others start in the slow tests.
+QUICK = {"quickstart", "cub200", "inshop", "photos"}
 RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 
 
@@ -70,7 +72,7 @@ def test_another_trunk_is_all_that_differs(name, base):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in RESNETS else n for n in CONFIGS],
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS],
 )
 def test_one_step(name, photos, data_dir, tmp_path):
     module = importlib.import_module(f"configs.{name}")

@@ -136,7 +136,9 @@ def test_a_finished_run_says_so_again(finished, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, number):
     workdir = tmp_path / "run"
     arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
@@ -159,6 +161,7 @@ def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, numb
     assert output.splitlines()[:6] == finished[1].splitlines()[:6]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_from_the_last_checkpoint(finished, tmp_path):
     """As after a power cut: later checkpoints are gone, a metrics line is cut short."""
     workdir = shutil.copytree(finished[0], tmp_path / "run")
@@ -254,6 +257,7 @@ def test_mistakes_end_in_one_clear_line(tmp_path, arguments, message):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config_is_left_alone(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "copy")
     before = (workdir / "metrics.jsonl").read_text()
@@ -295,6 +299,7 @@ def test_unreadable_image_is_named_and_nothing_is_lost(photos, tmp_path):
     assert "ensemble" in output
 
 
+@pytest.mark.slow
 def test_diverging_loss_ends_the_run(tmp_path):
     status, _, errors = run(
         *SMALL,

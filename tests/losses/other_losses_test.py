@@ -164,6 +164,7 @@ def test_proxies_of_other_sizes_are_refused():
         )
 
 
+@pytest.mark.slow
 def test_proxies_are_trained_saved_and_restored(tmp_path):
     """Training in two halves ends in the same proxies; a model is used without them."""
     stored = {}

@@ -138,6 +138,7 @@ def test_what_cannot_be_kept_is_refused(section, fields, message, tmp_path):
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_named(tmp_path):
     cache = tmp_path / "cache"
     train.train_and_evaluate(frozen_config(cache), str(tmp_path / "run"))

@@ -88,7 +88,9 @@ def test_every_other_field_is_fixed(claimed):
     for name in fixed:
         config = quickstart.get_config()
         *sections, field = name.split(".")
-        section = config[sections[0]] if sections else config
+        section = config
+        for name_of_section in sections:
+            section = section[name_of_section]
         section[field] = other(section[field], name)
         with pytest.raises(UserError, match=f"another config: {name} "):
             claim.require_own(claimed, config, DESCRIPTION)
