@@ -26,7 +26,7 @@ PROTOCOLS = {
     "image_folder": ("image_folder", False, (1, 2, 4, 8)),
 }
 # One of each kind; the others start in the slow tests.
-QUICK = {"quickstart", "cub200", "inshop", "photos"}
+QUICK = {"quickstart", "photos"}
 RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 
 

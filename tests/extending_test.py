@@ -55,7 +55,13 @@ def test_every_section_is_tested():
     assert set(SECTIONS) == here | in_data
 
 
-@pytest.mark.parametrize("name", ["abe", "m_heads", "one_head"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "abe",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("m_heads", "one_head")),
+    ],
+)
 def test_a_trunk_trains_with_every_model(name, tmp_path):
     add("A trunk")
     config = one_step()

@@ -97,6 +97,7 @@ def ensemble_row(output):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_prints_what_training_printed(finished, tmp_path):
     finished_workdir, trained_output, _ = finished
     workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
@@ -124,6 +125,7 @@ def test_evaluate_prints_what_training_printed(finished, tmp_path):
     assert "no checkpoint of step 5" in errors.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_again(finished, tmp_path):
     finished_workdir, output, _ = finished
     workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
@@ -136,9 +138,8 @@ def test_a_finished_run_says_so_again(finished, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, number):
     workdir = tmp_path / "run"
     arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
@@ -248,7 +249,17 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+# Those for which JAX is imported take seconds each; what they call is tested beside it.
+LATE = ("no run", "D by M", "K too large", "no folder", "mapping")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(*BAD[name], id=name, marks=[pytest.mark.slow] * (name in LATE))
+        for name in BAD
+    ],
+)
 def test_mistakes_end_in_one_clear_line(tmp_path, arguments, message):
     arguments = [a.replace("=W", f"={tmp_path / 'run'}") for a in arguments]
     status, _, errors = run(*arguments)

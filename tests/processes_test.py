@@ -231,7 +231,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_peers_that_never_come_are_one_line(index):
     """JAX ends such a process by abort(), with a page of C++."""
     port = free_port()

@@ -225,6 +225,7 @@ def test_gradient_is_that_of_the_loss_over_the_batch():
     assert_equal_trees(got, nnx.to_pure_dict(gradient), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_metrics_are_complete():
     _, _, metrics = stepped("googlenet", 1, "shard_map")
     assert set(metrics) == {

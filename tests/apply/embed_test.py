@@ -97,6 +97,7 @@ def test_memory_does_not_grow_with_the_number_of_images(model, pictures, tmp_pat
     assert most <= 16 * (os.cpu_count() or 1) + 1 + 3 * 16
 
 
+@pytest.mark.slow
 def test_the_mode(workdir, pictures, tmp_path):
     output = tmp_path / "e.npz"
     break_some(pictures)

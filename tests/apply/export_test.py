@@ -47,7 +47,14 @@ def _name(pair) -> str:
     return "-".join(pair)
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=_name)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pair if i == 0 else pytest.param(pair, marks=pytest.mark.slow)
+        for i, pair in enumerate(MODELS)
+    ],
+    ids=_name,
+)
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     make_run(folder / "run", *request.param)
@@ -133,6 +140,7 @@ def test_safetensors(exported):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_exported_in_float32(workdir, model, tmp_path):
     import jax
 
@@ -155,6 +163,7 @@ def test_output_that_cannot_be(model, tmp_path):
         export.write(model, tmp_path / "no" / "model.onnx")
 
 
+@pytest.mark.slow
 def test_the_mode(workdir, tmp_path):
     arguments = (f"--workdir={workdir}", "--mode=export")
     output = tmp_path / "model.stablehlo"

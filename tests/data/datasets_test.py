@@ -44,13 +44,8 @@ def test_layouts_are_told_apart(layout, tmp_path, caplog):
     assert_is_as_expected(listing, fake.SMALL[dataset])
 
 
-FULL = [
-    pytest.param(name, marks=[pytest.mark.slow] if dataset in ("sop", "inshop") else [])
-    for name, (dataset, _, _) in fake.LAYOUTS.items()
-]
-
-
-@pytest.mark.parametrize("layout", FULL)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", fake.LAYOUTS)
 def test_official_numbers(layout, tmp_path):
     dataset, write, _ = fake.LAYOUTS[layout]
     expected = DATASETS[dataset].expected

@@ -99,7 +99,7 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path):
         assert_all_end(process.pid)
 
 
-@pytest.mark.parametrize("to_all", [True, False])
+@pytest.mark.parametrize("to_all", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_behind(tmp_path, to_all):
     """To all processes, as a terminal sends it, and to the main process alone."""
     with reading(tmp_path) as process:

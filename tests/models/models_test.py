@@ -146,6 +146,7 @@ def test_the_papers_switches(branch, blocks, side, channels):
     }
 
 
+@pytest.mark.slow
 def test_heads_train_over_a_mapped_axis():
     """Gradients of all parameters and new averages come out, in their shapes."""
     model = _abstract(name="m_heads", trunk="googlenet_bn")

@@ -155,7 +155,13 @@ def test_another_network(load):
 
 
 @pytest.mark.parametrize("form", [googlenet.TORCHVISION], indirect=True)
-@pytest.mark.parametrize("name", ["abe", "m_heads", "one_head"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "abe",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("m_heads", "one_head")),
+    ],
+)
 def test_initialize(name, form, weights, load, caplog, monkeypatch):
     caplog.set_level("INFO", logger="absl")
     trunk = load(weights)

@@ -184,6 +184,7 @@ def test_plots_follow_the_page():
     )
 
 
+@pytest.mark.slow
 def test_the_mode(workdir, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "run")
     (copy / "report.html").unlink(missing_ok=True)

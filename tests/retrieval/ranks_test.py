@@ -13,7 +13,7 @@ from abe_jax.retrieval import plan, recount
 KS = (1, 2, 4, 1000)
 DEVICES = jax.devices()
 COMMON = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,

@@ -42,13 +42,8 @@ def losses_of(workdir):
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-@pytest.mark.parametrize(
-    "trunk",
-    [
-        "vit_small_patch14_dinov2",
-        pytest.param("googlenet_bn", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("trunk", ["vit_small_patch14_dinov2", "googlenet_bn"])
 def test_s_stays_and_kept_outputs_train_the_same(trunk, tmp_path):
     branch = "block12" if "vit" in trunk else None
     states = {}

@@ -41,6 +41,7 @@ def test_parameters_batches_memory_and_time(tmp_path, capsys):
     assert rows["in all"].startswith("about ")
 
 
+@pytest.mark.slow
 def test_a_gallery_of_its_own_is_counted(data_dir, tmp_path, capsys):
     config = shrunk(inshop.get_config())
     config.data.path = str(data_dir)
