@@ -15,6 +15,49 @@ DEVICES = jax.devices()
 
 
 @pytest.mark.parametrize(
+    "kind", ["normal", "integers", "close", "signs", "wide", "tiny"]
+)
+@pytest.mark.parametrize("dim", [1, 3, 64, 300])
+def test_exact_products_are_rounded_once(dim, kind):
+    rng = np.random.default_rng(dim)
+    a, b = (draw_rows(rng, n, dim, kind) for n in (13, 17))
+    if kind == "wide":
+        a, b = (x * 10.0 ** rng.uniform(-25, 5, x.shape) for x in (a, b))
+    if kind == "tiny":
+        a, b = a * 1e-38, b * 1e-42  # the second's values are subnormal
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    b[3], b[5] = 0, -b[4]
+    want = similarities(a, b)
+    np.testing.assert_array_equal(exact.exact_products(a, b), want)
+    np.testing.assert_array_equal(exact.exact_pairs(a, b[:13]), np.diagonal(want))
+    copies = rng.integers(0, 5, 40)
+    np.testing.assert_array_equal(exact.exact_products(a, b[copies]), want[:, copies])
+
+
+def test_midpoints_are_rounded_to_even_and_not_twice():
+    # 1 + 2^-53 lies half-way between two float64; a last term decides.
+    a = np.array([[1, 2**-27, 2**-60], [1, 2**-27, 0], [1, 3 * 2**-27, 0]], np.float32)
+    b = np.array([[1, 2**-26, 1], [1, 2**-26, -1]], np.float32)
+    want = [[1 + 2**-52, 1], [1, 1], [1 + 2**-51, 1 + 2**-51]]
+    np.testing.assert_array_equal(exact.exact_products(a, b), want)
+    np.testing.assert_array_equal(similarities(a, b), want)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 2e-4])
+def test_embeddings_that_nearly_coincide_are_kept_apart(spread):
+    """Where float32 similarities all tie: mean cosines of 0.999999 and 0.99999996."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 12
+    e = rng.normal(size=(1, 64)) / 8 + spread / 8 * (
+        rng.normal(size=(12, 64))[y] + 0.3 * rng.normal(size=(120, 64))
+    )
+    e = (e / np.linalg.norm(e, axis=1, keepdims=True)).astype(np.float32)
+    want = expected(e, y, (1, 10))
+    assert want.hits[1] > 60
+    check(retrieval.evaluate_retrieval(e, y, (1, 10), per_query=True), want)
+
+
+@pytest.mark.parametrize(
     "kind",
     [
         "zero",
