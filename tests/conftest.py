@@ -24,8 +24,10 @@ if not os.environ.get("ABE_JAX_TESTS_OPTIMIZED"):
     os.environ["XLA_FLAGS"] = " ".join(
         (*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))
     )
-_CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # its processes share the first one's
+    _CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -71,6 +71,7 @@ def test_a_second_start_compiles_nothing(tmp_path):
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # as where users start it
         # JAX tells then which programs it compiles and which it finds.
         **{"JAX_EXPLAIN_CACHE_MISSES": "1", "JAX_LOG_COMPILES": "1"},
     }

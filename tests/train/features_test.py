@@ -1,5 +1,6 @@
 """A frozen S: it stays as it is, and its outputs come from the disk."""
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import abe_jax
 from abe_jax import evaluate, train, train_step
 from abe_jax.errors import UserError
 from abe_jax.models.trunks import TRUNKS
+from abe_jax.train_step import PARTS
 from abe_jax.workdir import checkpoints
 
 
@@ -155,10 +157,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 _TRUNKS = ("googlenet", "googlenet_bn", "resnet50", "vit_small_patch14_reg4_dinov2")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", train_step.PARTS)
-@pytest.mark.parametrize("name", ["abe", "m_heads", "one_head"])
-@pytest.mark.parametrize("trunk", _TRUNKS)
+# Ten by -m slow, in which each trunk, model and part is; the others by -m campaign.
+_EACH = list(itertools.product(_TRUNKS, ("abe", "m_heads", "one_head"), PARTS))
+_MARKS = {True: pytest.mark.slow, False: pytest.mark.campaign}
+
+
+@pytest.mark.parametrize(
+    ("trunk", "name", "part"),
+    [
+        pytest.param(*each, marks=_MARKS[i % 5 in (0, 3)])
+        for i, each in enumerate(_EACH)
+    ],
+)
 def test_every_trunk_and_model_trains_resumes_and_is_used(trunk, name, part, tmp_path):
     heads = part == "heads"
     for steps in (1, 2):
