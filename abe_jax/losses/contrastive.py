@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from abe_jax.losses.inputs import check_embeddings, check_labels
+from abe_jax.losses.inputs import check_embeddings, check_labels, of_all_devices
 from abe_jax.precision import at_least_float32
 
 
@@ -32,10 +32,7 @@ def contrastive_loss(
     check_embeddings(embeddings)
     check_labels(labels, embeddings.shape[0])
     rows = at_least_float32(embeddings)
-    columns, column_labels = rows, labels
-    if axis_name is not None:
-        columns = jax.lax.all_gather(rows, axis_name, tiled=True)
-        column_labels = jax.lax.all_gather(labels, axis_name, tiled=True)
+    columns, column_labels = of_all_devices(rows, labels, axis_name)
     # |a - b|^2 from inner products: memory is rows x columns, not times d.
     products = jnp.einsum(
         "imd,jmd->mij", rows, columns, precision=jax.lax.Precision.HIGHEST

@@ -27,6 +27,21 @@ def check_labels(labels: jax.Array, number: int) -> None:
         )
 
 
+def of_all_devices(
+    rows: jax.Array, labels: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Embeddings `[N, M, d]` and labels `[N]` of the global batch, from a device's own.
+
+    Without an axis the device's own are all.
+    """
+    if axis_name is None:
+        return rows, labels
+    return (
+        jax.lax.all_gather(rows, axis_name, tiled=True),
+        jax.lax.all_gather(labels, axis_name, tiled=True),
+    )
+
+
 def _described(array: object) -> str:
     shape = getattr(array, "shape", None)
     if shape is None:

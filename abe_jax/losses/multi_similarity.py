@@ -7,7 +7,7 @@ Learning", CVPR 2019: equations 9 and 10 choose pairs, equation 13 weighs them.
 import jax
 import jax.numpy as jnp
 
-from abe_jax.losses.inputs import check_embeddings, check_labels
+from abe_jax.losses.inputs import check_embeddings, check_labels, of_all_devices
 from abe_jax.losses.sums import log_one_plus_sum
 from abe_jax.precision import at_least_float32
 
@@ -47,11 +47,8 @@ def multi_similarity_loss(
     check_embeddings(embeddings)
     check_labels(labels, embeddings.shape[0])
     anchors = at_least_float32(embeddings)
-    everyone, their_labels, first = anchors, labels, 0
-    if axis_name is not None:
-        everyone = jax.lax.all_gather(anchors, axis_name, tiled=True)
-        their_labels = jax.lax.all_gather(labels, axis_name, tiled=True)
-        first = jax.lax.axis_index(axis_name) * len(labels)
+    everyone, their_labels = of_all_devices(anchors, labels, axis_name)
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(labels)
     similarities = jnp.einsum(
         "imd,jmd->mij", anchors, everyone, precision=jax.lax.Precision.HIGHEST
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from abe_jax.losses.definition import Sizes, Tree
-from abe_jax.losses.inputs import check_embeddings, check_labels
+from abe_jax.losses.inputs import check_embeddings, check_labels, of_all_devices
 from abe_jax.losses.sums import log_one_plus_sum
 from abe_jax.precision import at_least_float32
 
@@ -54,16 +54,13 @@ def proxy_anchor_loss(
             f"{list(embeddings.shape)}; these are {list(proxies.shape)}."
         )
     images = at_least_float32(embeddings)
+    images, labels = of_all_devices(images, labels, axis_name)
     first, number = 0, classes
     if axis_name is not None:
-        images = jax.lax.all_gather(images, axis_name, tiled=True)
-        labels = jax.lax.all_gather(labels, axis_name, tiled=True)
         number = -(-classes // jax.lax.axis_size(axis_name))
         first = jax.lax.axis_index(axis_name) * number
-    own = (first + jnp.arange(number, dtype=jnp.int32)).astype(
-        labels.dtype
-    )  # classes; the last device's may be fewer
-    exists = own < classes
+    own = (first + jnp.arange(number, dtype=jnp.int32)).astype(labels.dtype)
+    exists = own < classes  # the last device may have fewer
     taken = jnp.take(proxies, jnp.minimum(own, classes - 1), axis=1)
     lengths = jnp.linalg.norm(taken, axis=-1, keepdims=True)
     similarities = jnp.einsum(
