@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from abe_jax.models import initializers
-from abe_jax.models.cpu import lowering
+from abe_jax.models.convolution import convolution
 from abe_jax.models.trunk import Between, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -37,14 +37,11 @@ class Attention(nnx.Module):
         stages = trunk.attention_stages(branch)[:num_blocks]
         self.num_learners = num_learners
         self.common = trunk.section(stages, rngs=rngs)
-        self.last = nnx.Conv(
+        self.last = convolution(
             trunk.channels(stages[-1] if stages else branch),
             trunk.channels(branch) * num_learners,
-            (1, 1),
-            padding=((0, 0), (0, 0)),
+            1,
             kernel_init=initializers.glorot_uniform,
-            bias_init=initializers.zeros,
-            conv_general_dilated=lowering.conv_general_dilated,
             dtype=trunk.dtype,
             rngs=rngs,
         )

@@ -18,6 +18,7 @@ from flax import nnx
 
 from abe_jax.models import googlenet_weights, initializers
 from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
+from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
@@ -137,21 +138,17 @@ class ConvUnit(nnx.Module):
         form: GoogLeNetForm,
         rngs: nnx.Rngs,
     ):
-        pad = kernel // 2
-        self.conv = nnx.Conv(
+        self.conv = convolution(
             in_channels,
             channels,
-            (kernel, kernel),
+            kernel,
             stride,
-            padding=((pad, pad), (pad, pad)),
             use_bias=not form.batch_norm,
             kernel_init=(
                 initializers.small_uniform
                 if form.batch_norm
                 else initializers.he_normal
             ),
-            bias_init=initializers.zeros,
-            conv_general_dilated=lowering.conv_general_dilated,
             dtype=form.dtype,
             rngs=rngs,
         )

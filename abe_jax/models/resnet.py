@@ -17,6 +17,7 @@ from flax import nnx
 
 from abe_jax.models import initializers, resnet_weights
 from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
@@ -104,16 +105,13 @@ class ConvNorm(nnx.Module):
         form: ResNetForm,
         rngs: nnx.Rngs,
     ):
-        pad = kernel // 2
-        self.conv = nnx.Conv(
+        self.conv = convolution(
             in_channels,
             channels,
-            (kernel, kernel),
+            kernel,
             stride,
-            padding=((pad, pad), (pad, pad)),
             use_bias=False,
             kernel_init=initializers.small_uniform,
-            conv_general_dilated=lowering.conv_general_dilated,
             dtype=form.dtype,
             rngs=rngs,
         )
