@@ -26,14 +26,32 @@ class Row:
     members: int = 1
 
 
-# Data set of the study to its config and what all rows change in it.
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set and the budget that all its rows have.
+
+    Attributes:
+      config: a name in `configs/`.
+      overrides: what all rows change in it.
+      start: whose "1-head", of the same seed, lends all rows the weights they start
+        from, as ImageNet's do in the paper; None: they start at random.
+    """
+
+    config: str
+    overrides: Overrides
+    start: str | None = None
+
+
 _EMOJI: Overrides = {"train.steps": 1200, "train.checkpoint_every": 200}
 _PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
-DATA: dict[str, tuple[str, Overrides]] = {
-    "birds": ("quickstart", {}),
-    "birds_pairs": ("quickstart", _PAIRS),
-    "emoji64": ("emoji64", _EMOJI),
-    "emoji64_pairs": ("emoji64", _EMOJI | _PAIRS),
+_TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
+DATA: dict[str, Data] = {
+    "birds": Data("quickstart", {}),
+    "birds_pairs": Data("quickstart", _PAIRS),
+    "birds_tuned": Data("quickstart", _PAIRS | _TUNE, start="birds"),
+    "emoji64": Data("emoji64", _EMOJI),
+    "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
+    "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
 }
 
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
@@ -78,14 +96,13 @@ def config_of(
         "test".
       path: `data.path`, where the data set has one.
     """
-    name, common = DATA[data]
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"configs.{DATA[data].config}").get_config()
     own: Overrides = {
         "seed": seed,
         "data.validation_fraction": 0.2 if part == "validation" else 0.0,
     }
     if path:
         own["data.path"] = path
-    config.update_from_flattened_dict(common | ROWS[row].overrides | own)
+    config.update_from_flattened_dict(DATA[data].overrides | ROWS[row].overrides | own)
     config.train.eval_every = config.train.steps  # untrained, and at the end
     return config

@@ -52,13 +52,16 @@ def run(
     """Trains and evaluates a row, or goes on with it; returns its line."""
     from abe_jax import train
 
+    start = grid.DATA[data].start
+    if start is not None:
+        pretrained = _config_and_workdir(start, "1-head", seed, part, path, folder, 0)
+        train.train_and_evaluate(*pretrained)  # at once, where it is there
     began, members = time.perf_counter(), grid.ROWS[row].members
     runs = []
     for member in range(members):
-        config = grid.config_of(data, row, seed + 1000 * member, part, path)
-        config.model.embedding_dim //= members
-        name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
-        runs.append((config, str(folder / name)))
+        runs.append(_config_and_workdir(data, row, seed, part, path, folder, member))
+        if start is not None:
+            runs[-1][0].model.pretrained = pretrained[1]
         train.train_and_evaluate(*runs[-1])
     measured = _measured(runs[0][1]) if members == 1 else _measured_together(runs)
     config = runs[0][0]
@@ -73,6 +76,21 @@ def run(
         "jax": metadata.version("jax"),
         **{k: v for k, v in measured.items() if k != "step"},
     }
+
+
+def _config_and_workdir(
+    data: str,
+    row: str,
+    seed: int,
+    part: str,
+    path: str | None,
+    folder: pathlib.Path,
+    member: int,
+) -> tuple[Any, str]:
+    config = grid.config_of(data, row, seed + 1000 * member, part, path)
+    config.model.embedding_dim //= grid.ROWS[row].members
+    name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
+    return config, str(folder / name)
 
 
 def _measured(workdir: str) -> dict:

@@ -16,7 +16,7 @@ from abe_jax.models.googlenet import GoogLeNet
 from abe_jax.models.heads import MHeads, OneHead
 from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import TRUNKS
-from abe_jax.models.weights import is_new_layer
+from abe_jax.models.weights import is_new_layer, layer_of
 
 __all__ = [
     "ABE",
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "create",
     "is_new_layer",
+    "layer_of",
 ]
 
 Embedder: TypeAlias = ABE | MHeads | OneHead

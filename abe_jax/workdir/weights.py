@@ -54,8 +54,10 @@ def run_of(config) -> pathlib.Path | None:
 def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
     """A new state with the weights of another run's newest checkpoint.
 
-    The layers that no published GoogLeNet has (`models.is_new_layer`) start at random
-    where their shapes differ, as with another number of learners.
+    The other run may be another model of the same trunk: every section then starts from
+    the trunk's layers there, as from published weights. The layers that no published
+    network has (`models.is_new_layer`) start at random where their shapes differ, as
+    with another number of learners.
 
     Args:
       state: as of `train_step.initial_state`.
@@ -71,13 +73,20 @@ def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
 
     def taken(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         found: dict[Any, Any] = traverse_util.flatten_dict(other)
+        of_trunk = {
+            models.layer_of(name): value
+            for name, value in found.items()
+            if name[0] in ("spatial", "global_features")
+        }
         ours: dict[Any, Any] = traverse_util.flatten_dict(own)
         mixed = {}
         for path, value in ours.items():
             name = tuple(map(str, path))
-            there = found.get(name)
-            if there is not None and there.shape == value.shape:
-                mixed[path] = jnp.asarray(there, value.dtype)
+            there = found.get(name, of_trunk.get(models.layer_of(name)))
+            if there is not None and value.shape[-there.ndim :] == there.shape:
+                # A copy: two parameters in one buffer could not be donated to a step.
+                shared = jnp.broadcast_to(jnp.asarray(there, value.dtype), value.shape)
+                mixed[path] = jnp.array(shared)
             elif models.is_new_layer(name):
                 mixed[path] = value
                 fresh.append(".".join(name))
