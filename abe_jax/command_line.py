@@ -1,7 +1,9 @@
 """What both programs do with their command line and with the user's errors."""
 
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -34,7 +36,7 @@ def parse_flags(
         sys.argv = arrange(argv)  # where ml_collections looks for overrides
         return flags.FLAGS(sys.argv)
     except Exception as error:  # a config file is a program, and fails like one
-        tell(_message(error))
+        print_line(_message(error))
     sys.exit(1)
 
 
@@ -60,7 +62,26 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
 
 
-def tell(error: object) -> None:
+def repeat_lost_interrupts() -> None:
+    """Lets a Ctrl-C that Python drops come again, a moment later.
+
+    Python drops what is raised in `__del__`, where Grain frees the memory that it
+    shares with workers. The one key that a user presses may come just then.
+    """
+    report = sys.unraisablehook
+
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            return report(lost)
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+
+
+def print_line(error: object) -> None:
     """Prints an error, or its message, as one line."""
     print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
 

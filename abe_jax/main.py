@@ -142,7 +142,7 @@ def _main(argv: Sequence[str]) -> None:
         processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
     devices = processes.describe_devices()
     if processes.is_first() and not _QUIET.value:
-        command_line.tell(f"{_MODE.value} on {devices}")
+        command_line.print_line(f"{_MODE.value} on {devices}")
     from abe_jax import train  # what takes longest
 
     module, function_name = mode.function.split(":")
@@ -151,7 +151,7 @@ def _main(argv: Sequence[str]) -> None:
     try:
         function(_CONFIG.value, _WORKDIR.value, **values)
     except train.Interrupted as interrupted:
-        command_line.tell(interrupted)
+        command_line.print_line(interrupted)
         _forget(interrupted)
         sys.exit(128 + interrupted.signal_number)
 
@@ -212,7 +212,7 @@ def _forget(error: BaseException | None) -> None:
 
 
 def _fail(error: UserError, status: int) -> NoReturn:
-    command_line.tell(error)
+    command_line.print_line(error)
     _forget(error)
     if _several_processes():
         _leave(status)
@@ -250,6 +250,7 @@ def run() -> None:
     host_memory.keep_freed_memory()
     _keep_compiled_programs()
     config_files.make_importable()
+    command_line.repeat_lost_interrupts()
     app.run(
         _guarded_main,
         flags_parser=lambda argv: command_line.parse_flags(

@@ -71,7 +71,7 @@ class Meter:
             self._largest = max(self._largest, total)
             time.sleep(0.2)
 
-    def tell(self, what: str, number: int) -> None:
+    def print_row(self, what: str, number: int) -> None:
         """Prints a line about what ended now."""
         seconds = time.perf_counter() - self._start
         print(
@@ -110,7 +110,7 @@ def main() -> None:
     meter = Meter()
     source = root / "Stanford_Online_Products"
     write_files(source, expected)
-    meter.tell("files written", total)
+    meter.print_row("files written", total)
     print(
         prepare(
             "sop",
@@ -120,7 +120,7 @@ def main() -> None:
             num_processes=arguments.num_processes,
         )
     )
-    meter.tell("prepared", total)
+    meter.print_row("prepared", total)
     config = side_by_side.config("sop")
     config.update({"data": {"path": str(root / "prepared")}})
     splits = data.create(config.data)
@@ -129,12 +129,12 @@ def main() -> None:
     batches = data.train_batches(
         splits.train, sampler, start=0, stop=steps, reading=data.Reading()
     )
-    meter.tell("an epoch read", sum(len(batch["label"]) for batch in batches))
+    meter.print_row("an epoch read", sum(len(batch["label"]) for batch in batches))
     embeddings = embed(splits.evaluation)
-    meter.tell("test images read", len(embeddings))
+    meter.print_row("test images read", len(embeddings))
     ks = [k for k in RECALL_AT if k < len(embeddings)]
     recall = retrieval.recall_at_k(embeddings, splits.evaluation.labels, ks)
-    meter.tell("Recall@K measured", len(embeddings))
+    meter.print_row("Recall@K measured", len(embeddings))
     print({k: round(value, 4) for k, value in recall.items()})
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from abe_jax import host_memory
 from studies import grid
 
 RUNS_FILE = pathlib.Path(__file__).with_name("runs.jsonl")
@@ -116,6 +117,7 @@ def _output(*command: str) -> str:
 
 
 def main(_) -> None:
+    host_memory.keep_freed_memory()  # as abe_jax.main does
     unknown = set(_ROWS.value) - grid.ROWS.keys()
     if unknown:
         raise app.UsageError(f"no row {sorted(unknown)}; there are {list(grid.ROWS)}")

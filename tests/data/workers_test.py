@@ -16,7 +16,7 @@ READS = """
 import contextlib
 import numpy as np
 from absl import flags
-from abe_jax import data
+from abe_jax import command_line, data
 from abe_jax.data import pipeline, samplers
 
 class Source:
@@ -30,6 +30,7 @@ class Source:
         return np.full((64, 64, 3), index, np.uint8)
 
 def main():
+    command_line.repeat_lost_interrupts()  # as both programs do
     flags.FLAGS.mark_as_parsed()
     subset = pipeline.Subset(Source(), np.arange(64))
     sampler = samplers.create(
@@ -107,6 +108,32 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, to_all):
         _, errors = process.communicate(timeout=40)
         assert (process.returncode, errors) == (0, "")
         assert_all_end(process.pid)
+
+
+# Ctrl-C comes while memory is freed, where Python drops what is raised.
+LOST = """
+import os, signal, time
+from abe_jax import command_line
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+command_line.repeat_lost_interrupts()
+try:
+    Freed()
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_ctrl_c_that_python_drops_comes_again():
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
 @pytest.mark.slow

@@ -223,10 +223,12 @@ def _guarded_main(argv: Sequence[str]) -> None:
     try:
         _main(argv)
     except UserError as error:
-        command_line.tell(error)
+        command_line.print_line(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        command_line.tell("interrupted; nothing was kept. Run the same command again.")
+        command_line.print_line(
+            "interrupted; nothing was kept. Run the same command again."
+        )
         sys.exit(130)
 
 
@@ -239,6 +241,7 @@ def _help() -> str:
 
 def run() -> None:
     """Entry point of `abe-jax-prepare` and of `python -m abe_jax.prepare`."""
+    command_line.repeat_lost_interrupts()
     app.run(
         _guarded_main,
         flags_parser=lambda argv: command_line.parse_flags(argv, _help),
