@@ -1,9 +1,7 @@
 """What both programs do with their command line and with the user's errors."""
 
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -60,25 +58,6 @@ def refuse_arguments(argv: Sequence[str]) -> None:
     """Raises UserError where anything but flags was given."""
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
-
-
-def repeat_lost_interrupts() -> None:
-    """Lets a Ctrl-C that Python drops come again, a moment later.
-
-    Python drops what is raised in `__del__`, where Grain frees the memory that it
-    shares with workers. The one key that a user presses may come just then.
-    """
-    report = sys.unraisablehook
-
-    def hook(lost: "sys.UnraisableHookArgs") -> None:
-        if lost.exc_type is not KeyboardInterrupt:
-            return report(lost)
-        main = threading.main_thread().ident
-        again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
-        again.daemon = True
-        again.start()
-
-    sys.unraisablehook = hook
 
 
 def print_line(error: object) -> None:

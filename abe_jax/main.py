@@ -17,7 +17,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from abe_jax import command_line, host_memory
+from abe_jax import command_line, host_memory, interrupts
 from abe_jax.errors import UserError
 from abe_jax.workdir import config_files
 
@@ -250,7 +250,7 @@ def run() -> None:
     host_memory.keep_freed_memory()
     _keep_compiled_programs()
     config_files.make_importable()
-    command_line.repeat_lost_interrupts()
+    interrupts.wait_for_their_moment()
     app.run(
         _guarded_main,
         flags_parser=lambda argv: command_line.parse_flags(

@@ -54,6 +54,8 @@ DATA: dict[str, Data] = {
     "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
 }
 
+_MULTI: Overrides = {"loss.name": "multi_similarity"}
+_PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
 
 ROWS: dict[str, Row] = {
@@ -79,6 +81,11 @@ ROWS: dict[str, Row] = {
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
+    # Other losses of each learner, chosen with one learner.
+    "multi-similarity": Row(_MULTI),
+    "1-head, multi-similarity": Row(_MULTI | {"model.name": "one_head"}),
+    "proxy-anchor": Row(_PROXY),
+    "1-head, proxy-anchor": Row(_PROXY | {"model.name": "one_head"}),
     **{f"weight decay {w:g}": Row({"train.weight_decay": w}) for w in (0.2, 1.0)},
 }
 

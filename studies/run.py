@@ -53,16 +53,16 @@ def run(
     """Trains and evaluates a row, or goes on with it; returns its line."""
     from abe_jax import train
 
-    start = grid.DATA[data].start
+    start, pretrained = grid.DATA[data].start, None
     if start is not None:
-        pretrained = _config_and_workdir(start, "1-head", seed, part, path, folder, 0)
-        train.train_and_evaluate(*pretrained)  # at once, where it is there
+        first = _config_and_workdir(start, "1-head", seed, part, path, folder, 0)
+        train.train_and_evaluate(*first)  # at once, where it is there
+        pretrained = first[1]
     began, members = time.perf_counter(), grid.ROWS[row].members
     runs = []
     for member in range(members):
         runs.append(_config_and_workdir(data, row, seed, part, path, folder, member))
-        if start is not None:
-            runs[-1][0].model.pretrained = pretrained[1]
+        runs[-1][0].model.pretrained = pretrained
         train.train_and_evaluate(*runs[-1])
     measured = _measured(runs[0][1]) if members == 1 else _measured_together(runs)
     config = runs[0][0]

@@ -88,7 +88,7 @@ def test_no_room_imports_itself_by_a_detour():
         ("models", {"errors", "precision"}),
         ("losses", {"errors", "precision"}),
         ("retrieval", {"errors", "precision"}),
-        ("data", {"errors", "command_line"}),
+        ("data", {"errors", "command_line", "interrupts"}),
     ],
 )
 def test_rooms_that_know_nothing_of_the_loop(room, allowed):

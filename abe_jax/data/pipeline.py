@@ -15,6 +15,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from abe_jax import interrupts
 from abe_jax.data import workers
 from abe_jax.data.samplers import Sampler
 from abe_jax.errors import UserError
@@ -174,7 +175,10 @@ def _read(
         return
     iterator = iter(stream)
     try:
-        yield from iterator
+        for batch in iterator:
+            yield batch
+            del batch  # memory shared with workers is given back before anything else
+            interrupts.raise_if_one_waits()
     finally:
         iterator.close()  # ends the workers, and frees the memory shared with them
         if reading.num_workers:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abe_jax.models.cpu import lowering, winograd
+from abe_jax.models.cpu import lowering, parts, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -46,7 +46,7 @@ def test_convolution_equals_the_native_one(
     size, kernel, stride, pad, images_at_once, monkeypatch
 ):
     values = images_at_once * size[0] * size[1] * 3 * kernel**2
-    monkeypatch.setattr(lowering, "_PATCH_VALUES", values)
+    monkeypatch.setattr(parts, "CACHED_VALUES", values)
     maps = _random(6, *size, 3)
     weights = _random(kernel, kernel, 3, 5)
     pads = ((pad, pad), (pad, pad))
@@ -224,7 +224,7 @@ def test_gradient_of_pooling_goes_to_the_first_maximum(
     size, window, stride, pad, images_at_once, monkeypatch
 ):
     values = images_at_once * size[0] * size[1] * 3
-    monkeypatch.setattr(lowering, "_PATCH_VALUES", values)
+    monkeypatch.setattr(parts, "CACHED_VALUES", values)
     # Few values, so that most windows hold equal maxima.
     maps = jax.random.randint(jax.random.key(0), (4, *size, 3), 0, 4).astype(float)
     far = [pad or lowering.ceil_pads(s, window, stride)[1] for s in size]

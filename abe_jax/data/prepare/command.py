@@ -241,7 +241,6 @@ def _help() -> str:
 
 def run() -> None:
     """Entry point of `abe-jax-prepare` and of `python -m abe_jax.prepare`."""
-    command_line.repeat_lost_interrupts()
     app.run(
         _guarded_main,
         flags_parser=lambda argv: command_line.parse_flags(argv, _help),

@@ -19,20 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abe_jax.models.cpu import parts, winograd
+from abe_jax.models.cpu import parts, pooling, winograd
+from abe_jax.models.cpu.parts import Pads
 from abe_jax.precision import at_least_float32
-
-# 4 MB in float32 (measured: 1, 4 and 16): patches of this many values are made at once
-# and multiplied before they leave the cache.
-_PATCH_VALUES = 2**20
 
 # Forward, maps of up to so many positions are multiplied as patches: at 14 x 14 that is
 # up to 1.9 times as fast as the native convolution (AVX2), at 28 x 28 it is not.
 _SMALL_MAP = 16 * 16
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-Pads = winograd.Pads
 
 _PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
@@ -125,10 +120,10 @@ def max_pool(
     """
 
     def widened(x: jax.Array) -> jax.Array:
-        y: Any = _pool(window, stride, pads, at_least_float32(x))
+        y: Any = pooling.max_pool(window, stride, pads, at_least_float32(x))
         return y.astype(x.dtype)
 
-    native = partial(_native_pool, window, stride, pads)
+    native = partial(pooling.native, window, stride, pads)
     return _by_platform(maps, cpu=widened, default=native)
 
 
@@ -239,41 +234,58 @@ def _convolution_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    height, width, channels, features = kernel.shape
-    matrix = kernel.reshape(-1, features)
     images = _split(x, kernel.shape)
     cotangents = parts.split_alike(cotangent, images)
+    features = kernel.shape[3]
 
     def add_part(
         total: jax.Array, part: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, None]:
         images, cotangent = part
-        rows, columns = cotangent.shape[1:3]
-        flat = cotangent.reshape(-1, features)
         patches = _patches(images, kernel.shape, strides, pads)
-        patches = patches.reshape(-1, matrix.shape[0])
-        total += at_least_float32(jnp.matmul(patches.T, flat))
-        if strides != (1, 1):
-            return total, None
-        by_offset = jnp.matmul(flat, matrix.T)
-        by_offset = by_offset.reshape(-1, rows, columns, height, width, channels)
-        (top, bottom), (left, right) = pads
-        room = ((0, 0), (top, bottom), (left, right), (0, 0))
-        back = jnp.zeros_like(jnp.pad(images, room))
-        for i in range(height):
-            for j in range(width):
-                add = by_offset[:, :, :, i, j]
-                back = back.at[:, i : i + rows, j : j + columns].add(add)
-        return total, back[:, top : top + x.shape[1], left : left + x.shape[2]]
+        patches = patches.reshape(-1, total.shape[0])
+        flat = cotangent.reshape(-1, features)
+        return total + at_least_float32(jnp.matmul(patches.T, flat)), None
 
-    zeros = at_least_float32(jnp.zeros_like(matrix))
-    total, back = jax.lax.scan(add_part, zeros, (images, cotangents))
-    total = total.astype(kernel.dtype).reshape(kernel.shape)
-    if back is not None:
-        return parts.join(back), total
-    native = partial(_native_convolution, strides, pads, kernel=kernel)
-    _, pull_back = jax.vjp(native, x)
-    return *pull_back(cotangent), total
+    zeros = at_least_float32(jnp.zeros_like(kernel.reshape(-1, features)))
+    total, _ = jax.lax.scan(add_part, zeros, (images, cotangents))
+    back = partial(_back_to_maps, x.shape, strides, pads, kernel)
+    return (
+        parts.join(jax.lax.map(back, cotangents)),
+        total.astype(kernel.dtype).reshape(kernel.shape),
+    )
+
+
+def _back_to_maps(
+    maps: tuple[int, ...],
+    strides: tuple[int, int],
+    pads: Pads,
+    kernel: jax.Array,
+    cotangent: jax.Array,
+) -> jax.Array:
+    """Cotangents `[b, H', W', D]` of a convolution to those of its `maps`."""
+    height, width, channels, features = kernel.shape
+    rows, columns = cotangent.shape[1:3]
+    matrix = kernel.reshape(-1, features)
+    by_offset = jnp.matmul(cotangent.reshape(-1, features), matrix.T)
+    by_offset = by_offset.reshape(-1, rows, columns, height, width, channels)
+    (top, bottom), (left, right) = pads
+    down, over = strides
+    # What an offset adds to lies `strides` apart: as steps of the first of two axes.
+    tall = -(-(maps[1] + top + bottom) // down)
+    wide = -(-(maps[2] + left + right) // over)
+    shape = (len(cotangent), tall, wide, channels)
+    phases = [[jnp.zeros(shape, kernel.dtype)] * over for _ in range(down)]
+    for i in range(height):
+        for j in range(width):
+            above, before = i // down, j // over
+            room = (above, tall - rows - above), (before, wide - columns - before)
+            add = jnp.pad(by_offset[:, :, :, i, j], ((0, 0), *room, (0, 0)))
+            phases[i % down][j % over] += add
+    by_row = [jnp.stack(phase, axis=3) for phase in phases]
+    back = jnp.stack(by_row, axis=2)
+    back = back.reshape(len(cotangent), tall * down, wide * over, channels)
+    return back[:, top : top + maps[1], left : left + maps[2]]
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)
@@ -296,105 +308,4 @@ def _patches(
 
 def _split(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
     values = math.prod(x.shape[1:]) * math.prod(kernel[:2])
-    return parts.split(x, values, _PATCH_VALUES)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
-    """The native one, whose gradient is that of maxima of columns, then of rows."""
-    return _native_pool(window, stride, pads, x)
-
-
-def _native_pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
-    return jax.lax.reduce_window(
-        x,
-        -jnp.inf,  # a literal: JAX must see that this is a maximum
-        jax.lax.max,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        ((0, 0), *pads, (0, 0)),
-    )
-
-
-def _pool_forward(
-    window: int, stride: int, pads: Pads, x: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y: Any = _pool(window, stride, pads, x)
-    return y, (x, y)
-
-
-def _pool_backward(
-    window: int,
-    stride: int,
-    pads: Pads,
-    saved: tuple[jax.Array, jax.Array],
-    cotangent: jax.Array,
-) -> tuple[jax.Array]:
-    x, y = saved
-    images = _split(x, (1, 1))
-    pool = {"window": window, "stride": stride}
-    (top, _), (left, _) = pads
-
-    def some(part: tuple[jax.Array, ...]) -> jax.Array:
-        images, maxima, cotangent = part
-        images = _surround(images, pads)
-        rows = _pool_axis(images, axis=2, **pool)
-        cotangent = _cotangent_of_pool(rows, maxima, cotangent, axis=1, **pool)
-        cotangent = _cotangent_of_pool(images, rows, cotangent, axis=2, **pool)
-        return cotangent[:, top : top + x.shape[1], left : left + x.shape[2]]
-
-    y, cotangent = (parts.split_alike(v, images) for v in (y, cotangent))
-    return (parts.join(jax.lax.map(some, (images, y, cotangent))),)
-
-
-_pool.defvjp(_pool_forward, _pool_backward)
-
-
-def _surround(x: jax.Array, pads: Pads) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-
-
-def _shifted(
-    x: jax.Array, offset: int, count: int, stride: int, axis: int
-) -> jax.Array:
-    end = offset + (count - 1) * stride + 1
-    return jax.lax.slice_in_dim(x, offset, end, stride, axis)
-
-
-def _pool_axis(x: jax.Array, *, window: int, stride: int, axis: int) -> jax.Array:
-    count = (x.shape[axis] - window) // stride + 1
-    y = _shifted(x, 0, count, stride, axis)
-    for offset in range(1, window):
-        y = jnp.maximum(y, _shifted(x, offset, count, stride, axis))
-    return y
-
-
-def _cotangent_of_pool(
-    x: jax.Array,
-    y: jax.Array,
-    cotangent: jax.Array,
-    *,
-    window: int,
-    stride: int,
-    axis: int,
-) -> jax.Array:
-    """Gives each maximum's cotangent to its first place along an axis."""
-    count = y.shape[axis]
-    # Places of one remainder by the stride lie side by side. Padded and added: XLA
-    # takes three times as long to add to slices in place.
-    shape = list(x.shape)
-    shape[axis] = length = -(-x.shape[axis] // stride)
-    phases = [jnp.zeros(shape, cotangent.dtype)] * stride
-    free = jnp.ones(y.shape, bool)
-    for offset in range(window):
-        hit = free & (_shifted(x, offset, count, stride, axis) == y)
-        free &= ~hit
-        before = offset // stride
-        pads = [(0, 0)] * x.ndim
-        pads[axis] = (before, length - count - before)
-        phases[offset % stride] += jnp.pad(jnp.where(hit, cotangent, 0), pads)
-    if stride == 1:
-        return phases[0]
-    together = jnp.stack(phases, axis=axis + 1)
-    shape[axis] *= stride
-    return jax.lax.slice_in_dim(together.reshape(shape), 0, x.shape[axis], axis=axis)
+    return parts.split(x, values, parts.CACHED_VALUES)

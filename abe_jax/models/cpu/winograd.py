@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from abe_jax.models.cpu import parts
+from abe_jax.models.cpu.parts import Pads
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
 Matrix = Sequence[Sequence[float]]
 # Arrays of one shape by their place in a tile: `grid[row][column]`.
 Grid = list[list[jax.Array]]

@@ -1,0 +1,60 @@
+"""Ctrl-C is taken where it can be: not where Python or Grain would lose it.
+
+What is raised in `__del__` Python drops, and there Grain frees the memory that it
+shares with workers; amid its queues, Grain would leave memory behind or wait forever.
+"""
+
+import signal
+import threading
+from types import FrameType
+
+_GRAIN = "/grain/"  # in the path of all of its files
+_RETRY_SECONDS = 0.5
+
+_waiting = False  # for a better moment, since a Ctrl-C
+_retried = False  # the signal comes from here, not from the user
+
+
+def wait_for_their_moment() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt as before, but a little later where
+    that would be lost; a second one at once. For the main thread of a program.
+    """
+    signal.signal(signal.SIGINT, _handle)
+
+
+def raise_if_one_waits() -> None:
+    """Raises KeyboardInterrupt if a Ctrl-C was put off: here is a good moment."""
+    global _waiting
+    if _waiting:
+        _waiting = False
+        raise KeyboardInterrupt
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _retried, _waiting
+    if _retried and not _waiting:  # it was taken in the meantime
+        _retried = False
+        return
+    if _can_be_taken(frame) or (_waiting and not _retried):
+        _waiting = _retried = False
+        raise KeyboardInterrupt
+    _waiting, _retried = True, False
+    retry = threading.Timer(_RETRY_SECONDS, _retry)
+    retry.daemon = True
+    retry.start()
+
+
+def _retry() -> None:
+    global _retried
+    main = threading.main_thread().ident
+    if _waiting and main is not None:
+        _retried = True
+        signal.pthread_kill(main, signal.SIGINT)
+
+
+def _can_be_taken(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or _GRAIN in frame.f_code.co_filename:
+            return False
+        frame = frame.f_back
+    return True
