@@ -108,11 +108,10 @@ def test_baselines_are_one_changed_flag(name, photos, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
-def test_mapping_and_pairs_from_the_command_line_fields(mapping, photos, tmp_path):
+def test_pmap_and_pairs_are_fields(photos, tmp_path):
     module = importlib.import_module("configs.quickstart")
     config = shrunk(module.get_config(), photos)
     config.data.sampler = "pairs"
-    config.parallel.mapping = mapping
+    config.parallel.mapping = "pmap"
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert metrics["eval/map_at_r"] >= 0.0

@@ -139,8 +139,13 @@ def test_a_finished_run_says_so_again(finished, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.campaign),
+    ],
+)
 def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, number):
     workdir = tmp_path / "run"
     arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")

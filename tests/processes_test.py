@@ -20,9 +20,8 @@ from PIL import Image
 from abe_jax import processes
 from abe_jax.errors import UserError
 
-# The quickstart's own size, for 20 steps.
 STEPS = [
-    "--config=configs/quickstart.py",
+    *SMALL,
     "--config.train.steps=20",
     "--config.train.log_every=2",
     "--config.train.eval_every=10",

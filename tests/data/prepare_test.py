@@ -57,8 +57,14 @@ def test_every_layout_is_stored_whole(layout, tmp_path):
 FULL = ("cub200", "cars196 form A", "cars196 parquet", "sop", "inshop")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", FULL)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        # 120,053 images
+        pytest.param(x, marks=pytest.mark.campaign if x == "sop" else pytest.mark.slow)
+        for x in FULL
+    ],
+)
 def test_official_numbers_are_stored_whole(layout, tmp_path):
     dataset, write, _ = fake.LAYOUTS[layout]
     expected = DATASETS[dataset].expected

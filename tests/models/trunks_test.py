@@ -86,8 +86,13 @@ def test_a_step_then_embeddings_and_masks(name, trunk):
         assert ((masks > 0) & (masks < 1)).all() and masks.std() > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trunk", KINDS)
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if i else pytest.mark.campaign)
+        for i, kind in enumerate(KINDS)
+    ],
+)
 def test_options_change_little(trunk):
     """bfloat16 rounds; computing blocks again changes nothing."""
     _, _, _, plain, _ = one_step(small_config(trunk))

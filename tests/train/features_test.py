@@ -17,8 +17,10 @@ from abe_jax.models.trunks import TRUNKS
 from abe_jax.train_step import PARTS
 from abe_jax.workdir import checkpoints
 
+SMALLEST = "vit_small_patch14_dinov2"  # to compile
 
-def frozen_config(cache=None, trunk="googlenet_bn", name="abe", **fields):
+
+def frozen_config(cache=None, trunk=SMALLEST, name="abe", **fields):
     config = small_config()
     config.model.update(trunk=trunk, name=name, train="heads")
     if "vit" in trunk:
@@ -44,8 +46,13 @@ def losses_of(workdir):
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["vit_small_patch14_dinov2", "googlenet_bn"])
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        pytest.param(SMALLEST, marks=pytest.mark.slow),
+        pytest.param("googlenet_bn", marks=pytest.mark.campaign),
+    ],
+)
 def test_s_stays_and_kept_outputs_train_the_same(trunk, tmp_path):
     branch = "block12" if "vit" in trunk else None
     states = {}
@@ -157,16 +164,23 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 _TRUNKS = ("googlenet", "googlenet_bn", "resnet50", "vit_small_patch14_reg4_dinov2")
 
 
-# Ten by -m slow, in which each trunk, model and part is; the others by -m campaign.
+# By -m slow each trunk, model and part once or twice; the others by -m campaign.
 _EACH = list(itertools.product(_TRUNKS, ("abe", "m_heads", "one_head"), PARTS))
-_MARKS = {True: pytest.mark.slow, False: pytest.mark.campaign}
+_SLOW = {
+    ("googlenet", "one_head", "heads"),
+    ("googlenet_bn", "one_head", "all"),
+    ("resnet50", "m_heads", "heads"),
+    ("vit_small_patch14_reg4_dinov2", "abe", "all"),
+}
 
 
 @pytest.mark.parametrize(
     ("trunk", "name", "part"),
     [
-        pytest.param(*each, marks=_MARKS[i % 5 in (0, 3)])
-        for i, each in enumerate(_EACH)
+        pytest.param(
+            *each, marks=pytest.mark.slow if each in _SLOW else pytest.mark.campaign
+        )
+        for each in _EACH
     ],
 )
 def test_every_trunk_and_model_trains_resumes_and_is_used(trunk, name, part, tmp_path):
