@@ -131,6 +131,23 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_keep_the_outputs_of_a_frozen_s(tmp_path):
+    found = []
+    for name, run_it in {"alone": partial(run_on, 2), "pair": run_two}.items():
+        run_it(
+            *SMALL,
+            *("--config.train.steps=4", "--config.model.train=heads"),
+            *("--config.augment.crop=centre", "--config.augment.flip=0"),
+            *("--config.augment.brightness=0", "--config.augment.contrast=0"),
+            f"--config.data.feature_cache={tmp_path / name / 'cache'}",
+            f"--workdir={tmp_path / name / 'run'}",
+        )
+        found.append(losses_of(tmp_path / name / "run"))
+        assert len(list((tmp_path / name / "cache").iterdir())) == 1
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+@pytest.mark.slow
 def test_evaluation_finds_the_same_on_any_devices_and_processes(tmp_path):
     folder = tmp_path / "patterns"
     rng = np.random.default_rng(0)

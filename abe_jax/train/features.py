@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -66,6 +67,7 @@ def cached(
     model: models.Embedder,
     state: train_step.TrainState,
     mesh: Mesh,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> data.Subset:
     """A part of the data as S sees it, from the cache where it is there.
 
@@ -75,6 +77,7 @@ def cached(
       model: gives structure and preprocessing.
       state: its weights, replicated over the mesh.
       mesh: the devices.
+      check_stop: called after each batch; what it raises leaves nothing behind.
 
     Returns:
       the part with `[F]` of S's output in place of each image.
@@ -104,6 +107,7 @@ def cached(
                 found = processes.gather_rows(rows)[: len(subset) - number * size]
                 writer.write(found)
                 _log.info("features: %d of %d", writer.count, len(subset))
+                check_stop()
     return _part(subset, *_read(folder, len(subset)))
 
 

@@ -94,17 +94,6 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         profile = trace.Trace(folder, start=start, steps=traced)
         stack.callback(profile.close)
         reporter = stack.enter_context(Reporter(writer, config.train, start))
-        trained_on = splits.train
-        if config.data.feature_cache:
-            trained_on = features.cached(trained_on, config, run.model, state, mesh)
-        batches = data.train_batches(
-            trained_on,
-            run.sampler,
-            start=start,
-            stop=config.train.steps,
-            reading=data.Reading.of_process(config.data, *processes.place()),
-        )
-        stack.callback(batches.close)
         stop = stack.enter_context(StopRequest(processes.Vote(mesh)))
 
         def save() -> None:
@@ -116,6 +105,19 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
 
         scalars: dict[str, float] = {}
         try:
+            trained_on = splits.train
+            if config.data.feature_cache:
+                trained_on = features.cached(
+                    trained_on, config, run.model, state, mesh, stop.check
+                )
+            batches = data.train_batches(
+                trained_on,
+                run.sampler,
+                start=start,
+                stop=config.train.steps,
+                reading=data.Reading.of_process(config.data, *processes.place()),
+            )
+            stack.callback(batches.close)
             while True:
                 if _is_evaluated(config.train, step):
                     reporter.flush()

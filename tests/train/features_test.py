@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from train_test import small_config
 
 import abe_jax
-from abe_jax import evaluate, train, train_step
+from abe_jax import evaluate, processes, train, train_step
 from abe_jax.errors import UserError
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.train_step import PARTS
@@ -140,6 +141,25 @@ def test_what_cannot_be_kept_is_refused(section, fields, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_outputs_are_computed(tmp_path, monkeypatch):
+    """Nothing is left of them, and the run goes on."""
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    gather = processes.gather_rows
+
+    def interrupted(rows):
+        signal.raise_signal(signal.SIGTERM)
+        return gather(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "gather_rows", interrupted)
+        with pytest.raises(train.Interrupted, match="step 0 is saved"):
+            train.train_and_evaluate(frozen_config(cache), str(run))
+    assert list(cache.iterdir()) == []
+    train.train_and_evaluate(frozen_config(cache), str(run))
+    assert len(losses_of(run)) == 2
 
 
 @pytest.mark.slow
