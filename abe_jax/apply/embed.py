@@ -38,7 +38,7 @@ def embed_images(
     _require_known(pathlib.Path(output))
     model = Trained(workdir, step, config=config)
     refused = write_embeddings(model, images, output, strict=strict)
-    progress.tell_refused(error for _, error in refused)
+    progress.list_refused(error for _, error in refused)
     print(output)
 
 

@@ -21,7 +21,7 @@ def shown(files: list[ImageFile]) -> Iterable[ImageFile]:
     )
 
 
-def tell_refused(reasons: Iterable[object]) -> None:
+def list_refused(reasons: Iterable[object]) -> None:
     """Lists images that could not be read on standard error."""
     reasons = list(reasons)
     for reason in reasons:

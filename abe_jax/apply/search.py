@@ -46,7 +46,7 @@ def search_images(
     """
     model = Trained(workdir, step, config=config)
     index = model.index(images)
-    progress.tell_refused(index.changes.unreadable)
+    progress.list_refused(index.changes.unreadable)
     changes = index.changes
     print(
         f"{len(index):,} images of {shown(images)}: {changes.embedded:,} embedded, "

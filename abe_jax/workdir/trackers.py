@@ -2,7 +2,7 @@
 
 Named by `train.trackers` of the config; each reads its own environment variables, such
 as WANDB_PROJECT, WANDB_MODE or MLFLOW_TRACKING_URI. A run is one run there, however
-often it was interrupted. Trouble with a tracker is told, and costs nothing else.
+often it was interrupted. Trouble with a tracker is logged, and costs nothing else.
 """
 
 import importlib.util
@@ -79,7 +79,7 @@ class TrackedWriter:
         """Writes to the workdir first."""
         self._writer.write(step, metrics)
         for tracker in self._trackers:
-            _tell_trouble(tracker.write, step, metrics)
+            _log_trouble(tracker.write, step, metrics)
 
     def sync(self) -> None:
         """As of the `MetricWriter`; trackers keep their own time."""
@@ -89,10 +89,10 @@ class TrackedWriter:
         """Closes all."""
         self._writer.close()
         for tracker in self._trackers:
-            _tell_trouble(tracker.close)
+            _log_trouble(tracker.close)
 
 
-def _tell_trouble(call: Callable[..., None], *arguments: Any) -> None:
+def _log_trouble(call: Callable[..., None], *arguments: Any) -> None:
     try:
         call(*arguments)
     except Exception as error:  # of any kind: the network, the service, its package
