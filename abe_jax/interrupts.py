@@ -4,11 +4,15 @@ What is raised in `__del__` Python drops, and there Grain frees the memory that 
 shares with workers; amid its queues, Grain would leave memory behind or wait forever.
 """
 
+import importlib.util
+import os
 import signal
 import threading
 from types import FrameType
 
-_GRAIN = "/grain/"  # in the path of all of its files
+_FOUND = importlib.util.find_spec("grain")  # not imported: --help needs none of it
+assert _FOUND is not None and _FOUND.origin is not None
+_GRAIN = os.path.join(os.path.dirname(_FOUND.origin), "")
 _RETRY_SECONDS = 0.5
 
 _waiting = False  # for a better moment, since a Ctrl-C
@@ -54,7 +58,9 @@ def _retry() -> None:
 
 def _can_be_taken(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or _GRAIN in frame.f_code.co_filename:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename.startswith(
+            _GRAIN
+        ):
             return False
         frame = frame.f_back
     return True
