@@ -65,7 +65,7 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
         self._hook = threading.excepthook
-        threading.excepthook = self._told_later
+        threading.excepthook = self._raised_later
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=options,
@@ -102,7 +102,7 @@ class Checkpoints:
         except Exception as error:  # each layer below has its own
             raise _not_written(error) from error
 
-    def _told_later(self, raised: threading.ExceptHookArgs) -> None:
+    def _raised_later(self, raised: threading.ExceptHookArgs) -> None:
         # What fails in Orbax's threads is raised by the next save or close as well.
         if not type(raised.thread).__module__.startswith("orbax."):
             self._hook(raised)
