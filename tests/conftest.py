@@ -25,11 +25,8 @@ if not os.environ.get("ABE_JAX_TESTS_OPTIMIZED"):
         (*_QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))
     )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # its processes share the first one's
-    _CACHE = os.environ.get("ABE_JAX_TESTS_CACHE")  # of several runs, in .ci/run
-    if not _CACHE:
-        _FOLDER = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
-        _CACHE = _FOLDER.name
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    _CACHE = tempfile.TemporaryDirectory(prefix="abe_jax-test-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
