@@ -107,11 +107,17 @@ def test_baselines_are_one_changed_flag(name, photos, tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_pmap_and_pairs_are_fields(photos, tmp_path):
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        pytest.param("shard_map", marks=pytest.mark.campaign),
+        pytest.param("pmap", marks=pytest.mark.slow),
+    ],
+)
+def test_mapping_and_pairs_from_the_command_line_fields(mapping, photos, tmp_path):
     module = importlib.import_module("configs.quickstart")
     config = shrunk(module.get_config(), photos)
     config.data.sampler = "pairs"
-    config.parallel.mapping = "pmap"
+    config.parallel.mapping = mapping
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert metrics["eval/map_at_r"] >= 0.0

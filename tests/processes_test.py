@@ -20,14 +20,6 @@ from PIL import Image
 from abe_jax import processes
 from abe_jax.errors import UserError
 
-STEPS = [
-    *SMALL,
-    "--config.train.steps=20",
-    "--config.train.log_every=2",
-    "--config.train.eval_every=10",
-    "--config.train.checkpoint_every=4",
-]
-
 
 def run_on(devices, *arguments):
     """One process with so many fake devices."""
@@ -91,14 +83,23 @@ def two_processes(*arguments):
             process.communicate()
 
 
-@pytest.mark.slow
-def test_two_processes_are_as_one_through_death_and_restart(tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(SMALL, marks=pytest.mark.slow),
+        pytest.param(["--config=configs/quickstart.py"], marks=pytest.mark.campaign),
+    ],
+    ids=["small", "quickstart"],
+)
+def test_two_processes_are_as_one_through_death_and_restart(model, tmp_path):
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    run_on(2, *STEPS, f"--workdir={alone}")
+    steps = [*model, "--config.train.steps=20", "--config.train.log_every=2"]
+    steps += ["--config.train.eval_every=10", "--config.train.checkpoint_every=4"]
+    run_on(2, *steps, f"--workdir={alone}")
     expected = losses_of(alone)
     assert [line["step"] for line in expected] == [1, *range(2, 21, 2)]
 
-    with two_processes(*STEPS, f"--workdir={pair}") as two:
+    with two_processes(*steps, f"--workdir={pair}") as two:
         wait_for_step(pair, 10, two)
         two[1].kill()
         died = time.monotonic()
@@ -110,10 +111,10 @@ def test_two_processes_are_as_one_through_death_and_restart(tmp_path):
 
     # The checkpoint of two processes is also that of one.
     joined = shutil.copytree(pair, tmp_path / "joined")
-    output = run_two(*STEPS, f"--workdir={pair}")
+    output = run_two(*steps, f"--workdir={pair}")
     assert output.count("ensemble   ") == 1  # only the first process talks
     assert losses_of(pair) == expected
-    run_on(2, *STEPS, f"--workdir={joined}")
+    run_on(2, *steps, f"--workdir={joined}")
     assert losses_of(joined) == expected
 
 

@@ -45,6 +45,8 @@ def test_members_are_concatenated(tiny, monkeypatch):
     monkeypatch.setitem(grid.ROWS, "2 x abe", grid.Row({}, members=2))
     line = run.run("birds", "2 x abe", 0, "test", None, tiny)
     assert len(line["learners"]) == 4  # two models of two learners
+    alone = run.run("birds", "abe-4", 1000, "test", None, tiny / "other")
+    assert len(alone["learners"]) == 2
     assert not run.done("birds", "2 x abe", 0, "test")
     run.RUNS_FILE.write_text(json.dumps(line) + "\n")
     assert run.done("birds", "2 x abe", 0, "test")
