@@ -16,8 +16,9 @@ from abe_jax.errors import UserError
 
 DATA_AXIS = "data"
 
-# Without this pass gone, XLA's CPU backend undoes rematerialisation: it takes what is
-# computed again for a common subexpression.
+# This pass removes barriers. Without them XLA's CPU backend undoes rematerialisation,
+# where it takes what is computed again for a common subexpression, and computes again
+# what `lowering.computed_once` keeps.
 _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}
 }

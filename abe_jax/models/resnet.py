@@ -153,7 +153,7 @@ class Bottleneck(nnx.Module):
     def _run(self, x: jax.Array) -> jax.Array:
         y = nnx.relu(self.three(nnx.relu(self.reduce(x))))
         kept = x if self.shortcut is None else self.shortcut(x)
-        return nnx.relu(self.expand(y) + kept)
+        return lowering.computed_once(nnx.relu(self.expand(y) + kept))
 
 
 class Section(nnx.Module):

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from abe_jax.models import initializers, vit_weights
+from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -253,7 +254,7 @@ class Block(nnx.Module):
     def _run(self, x: jax.Array) -> jax.Array:
         x += _scaled(self._attend(self.norm1(x)), self.scale1)
         y = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
-        return x + _scaled(self.fc2(y), self.scale2)
+        return lowering.computed_once(x + _scaled(self.fc2(y), self.scale2))
 
     def _attend(self, x: jax.Array) -> jax.Array:
         heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)

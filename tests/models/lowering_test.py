@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abe_jax import parallel
 from abe_jax.models.cpu import lowering, parts, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -45,7 +46,7 @@ def _random(*shape):
 def test_convolution_equals_the_native_one(
     size, kernel, stride, pad, images_at_once, monkeypatch
 ):
-    values = images_at_once * size[0] * size[1] * 3 * kernel**2
+    values = images_at_once * size[0] * size[1] * 3 * kernel**2 // stride**2
     monkeypatch.setattr(parts, "CACHED_VALUES", values)
     maps = _random(6, *size, 3)
     weights = _random(kernel, kernel, 3, 5)
@@ -245,3 +246,23 @@ def test_gradient_of_pooling_goes_to_the_first_maximum(
         first = max(places, key=lambda place: maps[b, *place, c])
         expected[b, *first, c] += weights[b, i, j, c]
     np.testing.assert_array_equal(gradient, expected)
+
+
+def _sums_of_residual_blocks(keep):
+    """How often the sums of four residual blocks stand in a program of ours."""
+
+    def chain(w, x):
+        for _ in range(4):
+            x = keep(jax.nn.relu(x + jnp.dot(x, w)))
+        return x
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    program = parallel.map_over_devices(chain, mesh, rows_out=True)
+    square = jnp.ones((16, 16))
+    return program.lower(square, square).compile().as_text().count(" maximum(")
+
+
+def test_what_is_computed_once_is_not_fused_into_every_reader():
+    assert _sums_of_residual_blocks(lowering.computed_once) == 4
+    assert _sums_of_residual_blocks(lambda x: x) > 4

@@ -152,6 +152,21 @@ def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
     return _by_platform(x, cpu=product, default=shifted)
 
 
+def computed_once(x: jax.Array) -> jax.Array:
+    """`x`, which XLA on a CPU does not compute again for each of its readers.
+
+    For residual sums: into every reader of one it fuses the sums of all blocks before.
+    Holds in programs of `parallel.map_over_devices`.
+
+    Args:
+      x: any array.
+
+    Returns:
+      the same values.
+    """
+    return _by_platform(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
 def ceil_pads(size: int, window: int, stride: int) -> tuple[int, int]:
     """Padding on the far side that makes a pooling round its output size up."""
     outputs = max(0, -(-(size - window) // stride)) + 1
@@ -210,7 +225,7 @@ def _convolution(
     def some(images: jax.Array) -> jax.Array:
         return jnp.matmul(_patches(images, kernel.shape, strides, pads), matrix)
 
-    return parts.join(jax.lax.map(some, _split(x, kernel.shape)))
+    return parts.join(jax.lax.map(some, _split(x, kernel.shape, strides)))
 
 
 def _native_convolution(
@@ -234,7 +249,7 @@ def _convolution_backward(
     cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    images = _split(x, kernel.shape)
+    images = _split(x, kernel.shape, strides)
     cotangents = parts.split_alike(cotangent, images)
     features = kernel.shape[3]
 
@@ -306,6 +321,9 @@ def _patches(
     return jnp.concatenate(shifted, axis=-1)
 
 
-def _split(x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
-    values = math.prod(x.shape[1:]) * math.prod(kernel[:2])
+def _split(
+    x: jax.Array, kernel: tuple[int, ...], strides: tuple[int, int]
+) -> jax.Array:
+    """Maps in parts whose patches stay in the cache."""
+    values = math.prod(x.shape[1:]) * math.prod(kernel[:2]) // math.prod(strides)
     return parts.split(x, values, parts.CACHED_VALUES)
