@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -15,6 +16,8 @@ import time
 
 import pytest
 from command_line import ROOT, SMALL, lines_of, run, start, without_times
+
+import abe_jax
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,8 @@ def test_training_prints_a_table_and_leaves_its_files(finished):
     assert "untrained" in output and "step 8" in output
     for row in ("learner 0", "learner 1", "mean learner", "ensemble"):
         assert sum(line.startswith(row) for line in output.splitlines()) == 1
+    assert "abe_jax: train on 1 cpu device\n" in errors
+    assert re.search(r"all \d+ parameters of the model are new", errors)
     assert "step 8 of 8: loss" in errors and "images/s" in errors
     for name in ("config.json", "metrics.jsonl", "evaluation.json", "report.html"):
         assert (workdir / name).stat().st_size > 0
@@ -62,7 +67,12 @@ def test_evaluation_has_the_promised_fields(finished):
     assert set(evaluation["recall"]) == {"1", "2", "4", "8"}
     assert len(evaluation["learners"]) == 2
     assert evaluation["protocol"]["split"] == "test"
-    assert evaluation["protocol"]["zero_shot"] is True
+    protocol = evaluation["protocol"]
+    assert protocol["zero_shot"] is True
+    assert protocol["version"] == abe_jax.__version__
+    assert (protocol["model"], protocol["trunk"]) == ("abe", "googlenet_bn")
+    assert (protocol["pretrained"], protocol["dtype"]) == (None, "float32")
+    assert protocol["freeze_batch_norm"] is False and protocol["num_learners"] == 2
     assert 0 <= evaluation["map_at_r"] <= 1
 
 

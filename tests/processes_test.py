@@ -238,7 +238,7 @@ def called_alone(program, **environment):
 
 
 JOIN = """
-processes._START_SECONDS = {seconds}
+processes._START_SECONDS, processes._SILENT_SECONDS = {seconds}, 1
 try:
     processes.join("127.0.0.1:{port}", 2, {index})
     print("joined", flush=True)
@@ -256,6 +256,31 @@ def test_peers_that_never_come_are_one_line(index):
     assert ended.returncode == 0, ended.stderr
     assert "the other processes did not come within 3 s; start all of" in ended.stdout
     assert f"each reaches 127.0.0.1:{port}" in ended.stdout
+    assert f"other processes of the run, at 127.0.0.1:{port}" in ended.stderr
+
+
+JOIN_AND_WAIT = """
+import time
+processes.join("127.0.0.1:{port}", 2, {index})
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+def test_sigterm_is_the_systems_until_the_program_takes_it():
+    """JAX takes it when processes join, and then nothing ends by it."""
+    port = free_port()
+    joined = [
+        begin_alone(JOIN_AND_WAIT.format(port=port, index=index)) for index in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in joined] == ["joined\n"] * 2
+        joined[1].send_signal(signal.SIGTERM)
+        assert joined[1].wait(timeout=20) == -signal.SIGTERM
+    finally:
+        for process in joined:
+            process.kill()
+            process.communicate()
 
 
 GATHER = """

@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import nnx
 
 from abe_jax.errors import UserError
@@ -70,9 +68,6 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
     model = _MODELS[config.name](**arguments, rngs=rngs)
     if path:
         weights.initialize(model, path, trunk=config.trunk)
-    else:
-        total = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        logging.info("All %d parameters of the model are new.", total)
     return model
 
 

@@ -12,13 +12,13 @@ not finite. Classifiers are left out. No code of a file is run (see `weight_file
 """
 
 import collections
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx, traverse_util
 
 from abe_jax.errors import UserError
@@ -27,6 +27,8 @@ from abe_jax.models.naming import Naming, Path
 from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.models.weight_files import Tensor
+
+_log = logging.getLogger(__name__)
 
 # Kernels are [out, in, h, w] and [out, in] in every file, and in Flax [h, w, in, out]
 # and [in, out]: by rank, the file's axes in Flax's order.
@@ -85,7 +87,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
     left_out = collections.Counter(naming.left_out(name) for name in tensors)
     del left_out[None]
     listed = ", ".join(f"{what} ({n} tensors)" for what, n in left_out.items())
-    logging.info("%s: %s; left out: %s.", path, trunk.name, listed or "nothing")
+    _log.info("%s: %s; left out: %s.", path, trunk.name, listed or "nothing")
     return trunk, values
 
 
@@ -118,7 +120,7 @@ def initialize(model: nnx.Module, path: str, *, trunk: str) -> None:
             values[key] = jnp.array(jnp.broadcast_to(weights[layer], value.shape))
         counts[layer is None] += value.size if key in parameters else 0
     nnx.update(model, nnx.State(traverse_util.unflatten_dict(values)))
-    logging.info(
+    _log.info(
         "%d parameters start from %s, %d are new.", counts[False], path, counts[True]
     )
 

@@ -1,5 +1,6 @@
 """Recall@K, MAP@R, R-precision and what each query adds to them."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -106,6 +107,9 @@ def recall_at_k(
 
     Returns:
       {K: share of the queries, in [0, 1], with a positive among their K nearest}.
+
+    Warns:
+      UserWarning: every query finds a copy of itself in the gallery.
     """
     comparison = compare(
         embeddings,
@@ -116,13 +120,14 @@ def recall_at_k(
         groups,
         gallery_groups,
     )
-    return evaluate(
+    result = evaluate(
         comparison,
         ks,
         query_range,
         partial(make_plan, devices, block_memory_mb, precision, progress),
         all_positives=False,
-    ).recall
+    )
+    return _without_copies(result, gallery_embeddings).recall
 
 
 def map_at_r(embeddings: Any, labels: Any, **options: Any) -> float:
@@ -133,8 +138,12 @@ def map_at_r(embeddings: Any, labels: Any, **options: Any) -> float:
     Returns:
       The mean over the queries of 1/R times the sum, over the positives of rank at
       most R, of the precision at that rank; in [0, 1].
+
+    Warns:
+      UserWarning: every query finds a copy of itself in the gallery.
     """
-    return evaluate_retrieval(embeddings, labels, (1,), **options).map_at_r
+    result = evaluate_retrieval(embeddings, labels, (1,), **options)
+    return _without_copies(result, options.get("gallery_embeddings")).map_at_r
 
 
 def r_precision(embeddings: Any, labels: Any, **options: Any) -> float:
@@ -144,5 +153,20 @@ def r_precision(embeddings: Any, labels: Any, **options: Any) -> float:
 
     Returns:
       The mean over the queries, in [0, 1].
+
+    Warns:
+      UserWarning: every query finds a copy of itself in the gallery.
     """
-    return evaluate_retrieval(embeddings, labels, (1,), **options).r_precision
+    result = evaluate_retrieval(embeddings, labels, (1,), **options)
+    return _without_copies(result, options.get("gallery_embeddings")).r_precision
+
+
+def _without_copies(result: RetrievalResult, gallery: Any | None) -> RetrievalResult:
+    """The result; warns where it says nothing, for callers who give on one number."""
+    if gallery is not None and 0 < result.num_queries == result.num_copies:
+        warnings.warn(
+            "every query has its copy (cosine 1) in the gallery and finds it: are the "
+            "queries a part of the gallery? own_rows= leaves them out.",
+            stacklevel=3,
+        )
+    return result

@@ -1,6 +1,7 @@
 """What a config describes, put together: data, model, optimiser, step."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,8 @@ from abe_jax.workdir import weights
 
 # Sets the loss's random numbers apart from the model's.
 _LOSS_STREAM = 1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,9 @@ def create(config, *, restored: bool) -> Setup:
     optimiser, learning_rate = optimizer.create(config.train)
     section = weights.model_section(config, restored=restored)
     model = models.create(section, rngs=nnx.Rngs(config.seed))
+    if not restored and config.model.pretrained is None:
+        total = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        _log.info("all %d parameters of the model are new", total)
     loss_params = losses.initial_parameters(
         config.loss,
         jax.random.fold_in(nnx.Rngs(config.seed).params(), _LOSS_STREAM),

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from abe_jax.errors import UserError
-from abe_jax.workdir import CONFIG_FILE, fields
+from abe_jax.workdir import CONFIG_FILE, fields, locate
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # In a wheel inside the package, in a clone beside it.
@@ -69,9 +69,10 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields that a run left in its workdir, as JSON has them.
 
     Raises:
-      UserError: there is no run in the workdir, or its config cannot be read.
+      UserError: as of `locate`; there is no run in the workdir, or its config cannot be
+        read.
     """
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = locate(workdir) / CONFIG_FILE
     if not path.exists():
         raise UserError(
             f"{workdir} holds no run (no {CONFIG_FILE}); train first, or give the "
@@ -99,7 +100,7 @@ def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
     try:
         config.update(_common(config, _with_tuples(stored(workdir))))
     except TypeError as error:
-        path = pathlib.Path(workdir) / CONFIG_FILE
+        path = locate(workdir) / CONFIG_FILE
         raise UserError(f"{path} is of another version: {error}.") from error
     return config
 

@@ -91,6 +91,13 @@ def test_bombs_are_refused(suffix, tmp_path, monkeypatch):
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_what_is_unpacked_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", logger="abe_jax")  # absl's is silenced by the program
+    write_zip(tmp_path / "a.zip", "ash/a.jpg")
+    archives.unpack(tmp_path / "a.zip", tmp_path / "scratch", skip_encrypted=False)
+    assert f"unpacking {tmp_path / 'a.zip'}" in caplog.text
+
+
 def test_too_many_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_MAX_MEMBERS", 3)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -336,3 +336,18 @@ def test_remote_paths_are_refused_and_home_is_found(flag, tmp_path, monkeypatch)
     assert len(data.create(config).train) == 4
     config.path = "~/photos"
     assert len(data.create(config).train) == 4
+
+
+def test_images_of_every_suffix_are_stored_and_the_rest_is_told(tmp_path, caplog):
+    source = make(tmp_path / "photos")
+    for suffix, form in {"jfif": "JPEG", "bmp": "BMP", "tif": "TIFF"}.items():
+        Image.new("RGB", (20, 16), (9, len(suffix), 3)).save(
+            source / "ash" / f"9.{suffix}", form
+        )
+    (source / "ash" / "9.heic").write_bytes(b"x")
+    prepare("image_folder", source, tmp_path / "out")
+    stored = prepared.PreparedRecords(
+        prepared.find(tmp_path / "out", "image_folder"), 16
+    )
+    assert len(stored) == 8 + 3
+    assert "left out: 1 .heic" in caplog.text

@@ -130,9 +130,18 @@ def test_a_finished_evaluation_is_not_repeated(tiny, finished, monkeypatch):
     assert_same(final(finished), before)
 
 
-def test_the_page_has_the_newest_evaluation(finished):
-    page = (finished / "report.html").read_text()
-    assert "step 8" in page and ">8</text>" in page  # the curve's last step
+def test_the_page_has_the_newest_evaluation(tiny, tmp_path, monkeypatch):
+    write, steps = report.write, []
+
+    def look_and_write(folder, evaluation):
+        evaluated = [m["step"] for m in lines_of(folder) if "eval/recall@1" in m]
+        steps.append((evaluation.content["step"], evaluated[-1]))
+        return write(folder, evaluation)
+
+    monkeypatch.setattr(report, "write", look_and_write)
+    train.train_and_evaluate(tiny(), str(tmp_path))
+    assert steps == [(0, 0), (4, 4), (8, 8)]  # the curves have it already
+    assert "step 8" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("recall_at", [(2, 4), _slow((1,)), _slow((8, 1, 3))])
@@ -261,6 +270,24 @@ def test_a_broken_image_mid_run_loses_no_line(tiny, photos, tmp_path, monkeypatc
     victim.write_bytes(sound)
     train.train_and_evaluate(config, str(tmp_path / "run"))
     assert_same(final(tmp_path / "run", 20), final(tmp_path / "whole", 20))
+
+
+def test_a_broken_image_amid_steps_that_are_not_finite_saves_nothing(
+    tiny, photos, tmp_path, monkeypatch
+):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    config = folder_of(tiny(steps=20, log_every=20), images)
+    config.data.in_memory = False
+    (images / "class03" / "5.png").write_bytes(b"not an image")
+    add = progress.Reporter.add
+
+    def add_what_is_not_finite(self, step, arrays):
+        add(self, step, {**arrays, "loss": jax.numpy.float32(jax.numpy.nan)})
+
+    monkeypatch.setattr(progress.Reporter, "add", add_what_is_not_finite)
+    with pytest.raises(checkpoints.NotFinite, match="loss is nan at step 1"):
+        train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert checkpoints.steps_in(tmp_path / "run") == []
 
 
 def test_data_that_changed_is_refused(tiny, photos, tmp_path):

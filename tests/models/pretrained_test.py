@@ -103,7 +103,7 @@ def test_weights_arrive_in_their_layout(form, naming, weights, load):
 
 
 def test_classifiers_are_left_out_and_named(form, weights, load, caplog):
-    caplog.set_level("INFO", logger="absl")
+    caplog.set_level("INFO", logger="abe_jax")  # absl's is silenced by the program
     extra = {
         "googlenet": ["loss3/classifier_w_0", "loss1/fc_b_0", "OC2_DUMMY_1"],
         "googlenet_bn": ["fc.weight", "aux1.fc2.bias", "conv1.bn.num_batches_tracked"],
@@ -163,7 +163,7 @@ def test_another_network(load):
     ],
 )
 def test_initialize(name, form, weights, load, caplog, monkeypatch):
-    caplog.set_level("INFO", logger="absl")
+    caplog.set_level("INFO", logger="abe_jax")  # absl's is silenced by the program
     trunk = load(weights)
     source = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(trunk)))
     source = {path[1:]: value for path, value in source.items()}

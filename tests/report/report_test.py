@@ -59,6 +59,17 @@ def test_the_page_is_whole_and_by_itself(workdir, evaluation):
         assert word in parsed.text
 
 
+def test_never_seen_is_said_of_new_classes_only(workdir, evaluation, monkeypatch):
+    said = {}
+    for zero_shot in (True, False):
+        monkeypatch.setitem(evaluation.content["protocol"], "zero_shot", zero_shot)
+        said[zero_shot] = report.write(workdir, evaluation).read_text()
+    assert "classes that were never seen in training" in said[True]
+    assert "known classes" not in said[True]
+    assert "classes that were never seen in training" not in said[False]
+    assert "known classes" in said[False]
+
+
 def test_the_same_twice(workdir, evaluation):
     first = report.write(workdir, evaluation).read_bytes()
     assert report.write(workdir, evaluation).read_bytes() == first

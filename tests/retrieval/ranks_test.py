@@ -21,6 +21,8 @@ COMMON = settings(
 )
 
 
+# Galleries of copies only are among them.
+@pytest.mark.filterwarnings("ignore:every query has its copy")
 @given(
     seed=st.integers(0, 2**32 - 1),
     number=st.integers(2, 60),
@@ -186,6 +188,15 @@ def test_queries_that_are_in_the_gallery_find_themselves():
     all_found = retrieval.evaluate_retrieval(e, y, (1,), **gallery)
     assert all_found.recall[1] == 1.0
     assert all_found.num_copies == all_found.num_queries == 80
+    numbers = (
+        lambda **to: retrieval.recall_at_k(e, y, (1,), **to),
+        lambda **to: retrieval.map_at_r(e, y, **to),
+        lambda **to: retrieval.r_precision(e, y, **to),
+    )
+    for number in numbers:
+        with pytest.warns(UserWarning, match="every query has its copy"):
+            number(**gallery)
+        number(**gallery, own_rows=np.arange(80))  # a warning would be an error
     # In another order, half of the gallery, decoded a little differently.
     order = np.random.default_rng(0).permutation(80)[:40]
     other = (e[order] * (1 + 1e-7)).astype(np.float32)

@@ -70,6 +70,16 @@ def test_the_config_of_a_workdir_is_that_of_its_run(tmp_path):
     assert found.get_type("seed") is int and found.data.get_type("path") is str
 
 
+def test_a_workdir_in_the_home_folder_and_a_remote_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    config = quickstart.get_config()
+    left_by(config, tmp_path / "run")
+    assert config_files.of_workdir("~/run") == config
+    with pytest.raises(UserError, match="gs://bucket/run is a remote path"):
+        config_files.of_workdir("gs://bucket/run")
+
+
 def test_fields_that_came_later_have_their_defaults(tmp_path):
     config = quickstart.get_config()
     del config.train["chunks"]
