@@ -48,8 +48,8 @@ def get_config() -> ConfigDict:
                 "learning_rate": 2e-3,
                 "weight_decay": 0.02,
                 "warmup_steps": 50,
-                "eval_every": 500,
-                "checkpoint_every": 500,
+                "eval_every": 800,
+                "checkpoint_every": 400,
             },
         }
     )
