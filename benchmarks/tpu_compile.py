@@ -15,6 +15,7 @@ import argparse
 import collections
 import dataclasses
 import os
+import pathlib
 import re
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu would look for a TPU
 
 import jax
 import numpy as np
+import scaling
 import side_by_side
 from flax import nnx
 from jax.experimental import topologies
@@ -34,13 +36,8 @@ from abe_jax.models.cpu import lowering
 from abe_jax.retrieval import search
 
 EMBEDDING_DIM = 512
-# FLOP/s of bfloat16 products, bytes/s of the memory and its bytes, of one chip; from
-# cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
-PEAKS = {
-    "v5e": (197e12, 819e9, 16 * 2**30),
-    "v5p": (459e12, 2765e9, 95 * 2**30),
-    "v6e": (918e12, 1640e9, 32 * 2**30),
-}
+# Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
+BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _COLLECTIVES = (
@@ -64,15 +61,17 @@ class Instruction:
     where: str
 
 
-def instructions(text: str) -> Iterator[Instruction]:
-    """What the entry computation of an optimised HLO module does, in its order.
+def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
+    """What an optimised HLO module does.
 
     Args:
       text: as `compiled.as_text()` gives it.
+      entry: whether only what its entry computation does, in its order; or also what
+        it calls, such as loops and fusions.
     """
     frames = _frames(text)
-    entry = text[text.index("\nENTRY ") :]
-    for line in entry.splitlines()[1:]:
+    start = text.index("\nENTRY ") if entry else 0
+    for line in text[start:].splitlines()[1:]:
         found = _INSTRUCTION.match(line)
         if not found:
             continue
@@ -95,9 +94,12 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """{operation: (how many, bytes of their results on a device)} of a module."""
+    """{operation: (how many, bytes of their results on a device)} of a module.
+
+    Some are called: XLA wraps them to run beside other work.
+    """
     found: dict[str, tuple[int, int]] = {}
-    for each in instructions(text):
+    for each in instructions(text, entry=False):
         op = each.op.removesuffix("-start")
         if op in _COLLECTIVES:
             count, size = found.get(op, (0, 0))
@@ -201,9 +203,11 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     kept += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    peak, bandwidth, capacity = PEAKS[chip]
+    machine = next(m for m in scaling.MACHINES if m.name == chip)
     text = compiled.as_text()
     found = collectives(text)
+    if args.text:
+        pathlib.Path(args.text).write_text(text)
     if args.largest:
         _show_largest(text, args.largest)
     return {
@@ -216,11 +220,11 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "trace s": traced - start,
         "compile s": seconds,
         "GiB": kept / 2**30,
-        "fits": kept <= capacity,
+        "fits": kept <= machine.memory,
         "GFLOP": cost["flops"] / 1e9,
         "GB": cost["bytes accessed"] / 1e9,
-        "ms by FLOP": 1e3 * cost["flops"] / peak,
-        "ms by bytes": 1e3 * cost["bytes accessed"] / bandwidth,
+        "ms by FLOP": 1e3 * cost["flops"] / machine.peak,
+        "ms by bytes": 1e3 * cost["bytes accessed"] / BANDWIDTH[chip],
         "collectives": ", ".join(
             f"{count} {op} ({size / 1e6:.2f} MB)" for op, (count, size) in found.items()
         ),
@@ -250,6 +254,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rematerialize", action="store_true")
     parser.add_argument("--largest", type=int, default=0, help="results to list")
+    parser.add_argument("--text", help="file for the last optimised program")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)

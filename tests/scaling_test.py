@@ -190,3 +190,23 @@ def test_digits():
         "1,234",
     ]
     assert scaling._digits(math.nan) == "-"
+
+
+def test_collectives_of_a_compiled_program_are_counted():
+    """benchmarks/tpu_compile.py reads programs; here one for CPUs, whose form is alike."""
+    load("side_by_side")
+    tpu_compile = load("tpu_compile")
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("data")
+
+    def program(x):
+        gathered = jax.lax.all_gather(x, "data", tiled=True)  # [8, 16] float32
+        return jax.lax.psum(x @ gathered.T, "data")  # [2, 8]
+
+    mapped = jax.shard_map(program, mesh=mesh, in_specs=rows, out_specs=rows)
+    compiled = jax.jit(mapped).lower(jax.numpy.ones((8, 16))).compile()
+    found = tpu_compile.collectives(compiled.as_text())
+    assert found["all-gather"] == (1, 8 * 16 * 4)
+    assert found["all-reduce"] == (1, 2 * 8 * 4)
+    places = {each.where for each in tpu_compile.instructions(compiled.as_text())}
+    assert any("scaling_test.py:" in place for place in places)
