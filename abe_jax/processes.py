@@ -169,18 +169,27 @@ def _abort_in_one_line() -> None:
 
 def explain(error: Exception) -> UserError | None:
     """What an error from within JAX means for the user; None where nobody knows."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    reason = _reason(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
         return UserError(
             f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
             "set train.chunks or model.rematerialize."
         )
+    return of_another(error)
+
+
+def of_another(error: Exception) -> UserError | None:
+    """What an error means that another process caused; None where none did."""
     if jax.distributed.is_initialized() and _OF_ANOTHER.search(str(error)):
         return UserError(
             "another process of this run ended, or the network failed; "
-            f"{_AGAIN} ({reason})."
+            f"{_AGAIN} ({_reason(error)})."
         )
     return None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def describe_devices() -> str:

@@ -193,7 +193,7 @@ def test_digits():
 
 
 def test_collectives_of_a_compiled_program_are_counted():
-    """benchmarks/tpu_compile.py reads programs; here one for CPUs, whose form is alike."""
+    """By benchmarks/tpu_compile.py, of a program for CPUs, whose form is alike."""
     load("side_by_side")
     tpu_compile = load("tpu_compile")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -87,6 +87,7 @@ class Checkpoints:
         Raises:
           NotFinite: a value of the state is NaN or infinite; nothing is written.
           NotWritable: this state or the one before could not be written.
+          UserError: another process ended meanwhile.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -277,6 +278,7 @@ class Checkpoints:
 
         Raises:
           NotWritable: the last state could not be written.
+          UserError: another process ended meanwhile.
         """
         try:
             self._manager.wait_until_finished()
@@ -325,8 +327,9 @@ def _require_finite(state: TrainState, step: int) -> None:
             )
 
 
-def _not_written(error: Exception) -> NotWritable:
-    return NotWritable(
+def _not_written(error: Exception) -> UserError:
+    """The disk, unless another process died: all write a checkpoint together."""
+    return processes.of_another(error) or NotWritable(
         f"cannot write the checkpoint: {_first_line(error)}; the earlier ones are "
         "kept. Make room, and run the same command again to go on."
     )

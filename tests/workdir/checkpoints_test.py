@@ -247,6 +247,25 @@ def test_a_full_disk_is_told_and_the_earlier_checkpoint_is_kept(tmp_path):
     gc.collect()  # here, where that is known, and not in another test
 
 
+def test_the_death_of_another_process_amid_a_save_is_no_full_disk(
+    tmp_path, monkeypatch
+):
+    """All processes write a checkpoint together, and wait for each other."""
+
+    def fail(self):
+        raise RuntimeError("INTERNAL: Barrier failed: Task 1 heartbeat timeout.\nMore")
+
+    saved = checkpoints.Checkpoints(tmp_path)
+    manager = type(saved._manager)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr(manager, "wait_until_finished", fail)
+    said = r"another process of this run ended.*start all of them again.*timeout\.\)"
+    with pytest.raises(UserError, match=said):
+        saved.save(state_of(1), quickstart.get_config())
+    monkeypatch.undo()
+    saved.close()
+
+
 def test_weights_are_read_without_knowing_the_model(two_steps):
     with contextlib.closing(
         checkpoints.Checkpoints(two_steps, read_only=True)
