@@ -59,7 +59,7 @@ class Instruction:
     shapes: tuple[str, ...]
     size: int
     where: str
-    channel: str
+    chain: str
 
 
 def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
@@ -82,7 +82,7 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
             for dtype, dims in shapes
         ]
         frame = re.search(r"stack_frame_id=(\d+)", line)
-        channel = re.search(r"channel_id=(\d+)", line)
+        chain = re.search(r'chain_id="(\d+)"', line)
         yield Instruction(
             name=found["name"],
             op=found["op"],
@@ -92,22 +92,22 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
             if found["op"].endswith("-start")
             else sum(sizes),
             where=frames.get(frame[1], "") if frame else "",
-            channel=channel[1] if channel else found["name"],
+            chain=chain[1] if chain else found["name"],
         )
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
     """{operation: (how many, bytes of their results on a device)} of a module.
 
-    XLA cuts them into steps that run beside other work, and repeats the operation in
-    each; what has one channel is one.
+    For TPUs XLA cuts some into a chain of steps that run beside other work, and repeats
+    the operation in each: a chain is one.
     """
     found: dict[str, tuple[int, int]] = {}
-    channels = set()
+    chains = set()
     for each in instructions(text, entry=False):
         op = each.op.removesuffix("-start")
-        if op in _COLLECTIVES and (op, each.channel) not in channels:
-            channels.add((op, each.channel))
+        if op in _COLLECTIVES and (op, each.chain) not in chains:
+            chains.add((op, each.chain))
             count, size = found.get(op, (0, 0))
             found[op] = (count + 1, size + each.size)
     return found
