@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -57,3 +58,10 @@ def without_times(lines):
         for line in lines
     ]
     return [line for line in kept if len(line) > 1]
+
+
+def free_port():
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
