@@ -74,6 +74,9 @@ def _message(error: Exception) -> object:
     for cause in reversed(causes):
         if isinstance(cause, UserError):
             return cause
+    head, in_file, trace = str(error).partition("Error whilst parsing config file:")
+    if in_file:
+        return f"{head}the file fails with {trace.strip().splitlines()[-1]}"
     if isinstance(error, IndexError):
         return (
             f"a config's field cannot be overridden in part ({error}); give all of it."

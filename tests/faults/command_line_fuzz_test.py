@@ -34,6 +34,7 @@ def end_of(tmp_path_factory):
     (folder / "empty.py").write_text("")
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "raises.py").write_text("def get_config():\n  return 1 / 0\n")
+    (folder / "value.py").write_text("def get_config():\n  return float('x')\n")
     (folder / "folder.py").mkdir()
     (folder / "own.py").write_text(
         "from configs import quickstart\nget_config = quickstart.get_config\n"
@@ -79,6 +80,14 @@ REGRESSIONS = {
     "an empty file": (["--config=empty.py", "--workdir=W"], "get_config"),
     "no Python": (["--config=broken.py", "--workdir=W"], "invalid syntax"),
     "an error in it": (["--config=raises.py", "--workdir=W"], "division by zero"),
+    "an argument it has no use for": (
+        ["--config=own.py:argument", "--workdir=W"],
+        "the file fails with TypeError: get_config() takes 0 positional arguments",
+    ),
+    "a value that is wrong in it": (
+        ["--config=value.py", "--workdir=W"],
+        "the file fails with ValueError: could not convert string to float: 'x'",
+    ),
     "one K of a list": (
         ["--config=own.py", "--workdir=W", "--config.eval.recall_at[0]=5"],
         "eval.recall_at",
