@@ -179,16 +179,22 @@ def explain(error: Exception) -> UserError | None:
 
 
 def of_another(error: Exception) -> UserError | None:
-    """What an error means that another process caused; None where none did."""
-    if jax.distributed.is_initialized() and _OF_ANOTHER.search(str(error)):
-        return UserError(
-            "another process of this run ended, or the network failed; "
-            f"{_AGAIN} ({_reason(error)})."
-        )
+    """What an error means that another process caused; None where none did.
+
+    Orbax raises errors of its own from those of JAX, so its causes are asked as well.
+    """
+    cause: BaseException | None = error
+    while cause is not None and jax.distributed.is_initialized():
+        if _OF_ANOTHER.search(str(cause)):
+            return UserError(
+                "another process of this run ended, or the network failed; "
+                f"{_AGAIN} ({_reason(cause)})."
+            )
+        cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

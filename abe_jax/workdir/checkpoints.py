@@ -281,11 +281,13 @@ class Checkpoints:
           UserError: another process ended meanwhile.
         """
         try:
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()  # which may raise what the wait did not
         except Exception as error:
             raise _not_written(error) from error
         finally:
-            self._manager.close()
             threading.excepthook = self._hook
 
 

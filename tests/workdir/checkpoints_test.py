@@ -251,18 +251,24 @@ def test_the_death_of_another_process_amid_a_save_is_no_full_disk(
     tmp_path, monkeypatch
 ):
     """All processes write a checkpoint together, and wait for each other."""
+    lost = RuntimeError("INTERNAL: Barrier failed: Task 1 heartbeat timeout.\nMore")
 
     def fail(self):
-        raise RuntimeError("INTERNAL: Barrier failed: Task 1 heartbeat timeout.\nMore")
+        raise lost
+
+    def fail_as_orbax_does(self):
+        raise TimeoutError("Timed out while waiting for a barrier.") from lost
 
     saved = checkpoints.Checkpoints(tmp_path)
     manager = type(saved._manager)
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr(manager, "wait_until_finished", fail)
     said = r"another process of this run ended.*start all of them again.*timeout\.\)"
-    with pytest.raises(UserError, match=said):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
+        patch.setattr(manager, "wait_until_finished", fail)
         saved.save(state_of(1), quickstart.get_config())
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
+        patch.setattr(manager, "close", fail_as_orbax_does)
+        saved.close()
     saved.close()
 
 
