@@ -1,5 +1,6 @@
 """What both programs do with their command line and with the user's errors."""
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,6 +64,12 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 def print_line(error: object) -> None:
     """Prints an error, or its message, as one line."""
     print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Filter of a logger: of an error that is raised as well the line is enough."""
+    record.exc_info = None
+    return True
 
 
 def _message(error: Exception) -> object:

@@ -132,7 +132,7 @@ def _main(argv: Sequence[str]) -> None:
     config_files.require_known(_CONFIG.value)
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
-    logging.getLogger("absl").addFilter(_without_traceback)
+    logging.getLogger("absl").addFilter(command_line.without_traceback)
     logging.getLogger("jax").setLevel(logging.WARNING)
     if _QUIET.value:
         logging.getLogger("abe_jax").setLevel(logging.WARNING)
@@ -155,12 +155,6 @@ def _main(argv: Sequence[str]) -> None:
         command_line.print_line(interrupted)
         _forget(interrupted)
         sys.exit(128 + interrupted.signal_number)
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Of an error that Orbax logs, and raises as well, the line is enough."""
-    record.exc_info = None
-    return True
 
 
 def _with_config_first(argv: Sequence[str]) -> list[str]:

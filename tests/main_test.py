@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import logging
 import os
 import pathlib
 import pty
@@ -19,7 +18,6 @@ import pytest
 from command_line import ROOT, SMALL, lines_of, run, start, without_times
 
 import abe_jax
-from abe_jax import main
 
 
 @pytest.fixture(scope="module")
@@ -367,18 +365,3 @@ def test_runs_where_stderr_is_a_terminal(tmp_path):
             break
     assert process.wait(timeout=60) == 0, shown.decode()
     assert "100%" in shown.decode() and "images/s" in shown.decode()
-
-
-def test_what_orbax_logs_of_an_error_is_a_line_only(caplog):
-    """It is raised as well, and told as the program tells errors."""
-    log = logging.getLogger("absl")
-    log.addFilter(main._without_traceback)
-    try:
-        try:
-            raise RuntimeError("lost")
-        except RuntimeError:
-            log.exception("Save Finalize thread failed.")
-    finally:
-        log.removeFilter(main._without_traceback)
-    assert "Save Finalize thread failed." in caplog.text
-    assert "Traceback" not in caplog.text

@@ -1,6 +1,7 @@
 """Which file --config means, and the config that a workdir holds."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -121,3 +122,18 @@ def test_a_workdir_without_a_config(text, message, tmp_path):
 )
 def test_a_flag_is_taken_from_anywhere(arguments, value, rest):
     assert command_line.take(arguments, "config") == (value, rest)
+
+
+def test_what_orbax_logs_of_an_error_is_a_line_only(caplog):
+    """It is raised as well, and told as the program tells errors."""
+    log = logging.getLogger("absl")
+    log.addFilter(command_line.without_traceback)
+    try:
+        try:
+            raise RuntimeError("lost")
+        except RuntimeError:
+            log.exception("Save Finalize thread failed.")
+    finally:
+        log.removeFilter(command_line.without_traceback)
+    assert "Save Finalize thread failed." in caplog.text
+    assert "Traceback" not in caplog.text
