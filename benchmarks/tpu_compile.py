@@ -23,6 +23,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu would look for a TPU
 
+import abe_cases
 import jax
 import numpy as np
 import scaling
@@ -35,7 +36,6 @@ from abe_jax import models, optimizer, parallel, train_step
 from abe_jax.models.cpu import lowering
 from abe_jax.retrieval import search
 
-EMBEDDING_DIM = 512
 # Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
 BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
@@ -139,17 +139,9 @@ def _program(name: str, args: argparse.Namespace, devices: Any) -> tuple[Any, tu
     mesh = parallel.make_mesh(devices)
     if name == "retrieval":
         return _retrieval(tuple(mesh.devices.flat))
-    config = side_by_side.config("default")
-    config.model.update(
-        trunk=args.trunk,
-        num_learners=args.learners,
-        embedding_dim=EMBEDDING_DIM,
-        dtype=args.dtype,
-        rematerialize=args.rematerialize,
-    )
-    config.data.image_size = args.size
     number = args.batch * len(devices)
-    config.train.batch_size = number
+    fields = (args.learners, args.size, number, args.dtype, args.rematerialize)
+    config = abe_cases.Case(*fields, args.trunk).config()
     model = models.create(config.model, rngs=nnx.Rngs(0))
     rows = NamedSharding(mesh, PartitionSpec(parallel.DATA_AXIS))
     shape = (number, args.size, args.size, 3)
@@ -185,11 +177,11 @@ def _retrieval(devices: tuple[Any, ...]) -> tuple[Any, tuple]:
     program = search._searcher(devices, 8192, k, jax.lax.Precision.HIGHEST)
     return program, (
         of((2,), np.int32),
-        of((queries, EMBEDDING_DIM), np.float32),
+        of((queries, abe_cases.EMBEDDING_DIM), np.float32),
         of((queries,), np.int32),
         of((queries, k), np.float32),
         of((queries, k), np.int32),
-        of((rows * len(devices), EMBEDDING_DIM), np.float32, shards),
+        of((rows * len(devices), abe_cases.EMBEDDING_DIM), np.float32, shards),
     )
 
 

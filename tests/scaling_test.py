@@ -194,7 +194,8 @@ def test_digits():
 
 def test_collectives_of_a_compiled_program_are_counted():
     """By benchmarks/tpu_compile.py, of a program for CPUs, whose form is alike."""
-    load("side_by_side")
+    for name in ("side_by_side", "model_sizes", "abe_cases"):
+        load(name)
     tpu_compile = load("tpu_compile")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("data")
