@@ -109,7 +109,9 @@ def test_who_is_left_alone_says_so(dies):
             process.kill()
             process.communicate()
     assert two[1 - dies].returncode == 1
-    assert "another process of this run ended" in errors.splitlines()[-1]
+    # Not always in the last line: a thread of JAX's may report between it and the end.
+    assert "another process of this run ended" in errors, errors
+    assert "Traceback" not in errors, errors
 
 
 def test_a_web_proxy_is_not_asked_for_the_other_processes():
