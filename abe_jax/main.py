@@ -248,7 +248,7 @@ def _keep_compiled_programs() -> None:
 
 def run() -> None:
     """Entry point of `abe-jax` and of `python -m abe_jax.main`."""
-    host_memory.keep_freed_memory()
+    host_memory.use_large_pages()
     _keep_compiled_programs()
     config_files.make_importable()
     interrupts.wait_for_their_moment()

@@ -81,7 +81,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
       peer: the same in PyTorch.
       passes: how many times the multiply-adds of an embedding the work takes.
     """
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     # Two frameworks share one GPU. JAX reads this when it first asks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     gpu = jax.default_backend() == "gpu"

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="of the images, pixels")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     model = abe_jax.load(args.workdir)
     with tempfile.TemporaryDirectory() as folder:
         write_images(pathlib.Path(folder), args.images, args.side)

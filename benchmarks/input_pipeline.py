@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory_steps", type=int, default=0)
     arguments = parser.parse_args()
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     flags.FLAGS.mark_as_parsed()  # Grain's processes read absl's flags
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:

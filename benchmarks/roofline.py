@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, about")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     size, batch = map(int, args.case.split(":"))
     case = abe_cases.Case(args.learners, size, batch, args.dtype)
     rate = side_by_side.matrix_rate(jnp.dtype(case.dtype))

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4, help="log lines of a turn")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     config = side_by_side.config(args.config)
     if args.path:
         config.data.path = args.path

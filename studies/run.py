@@ -117,7 +117,7 @@ def _output(*command: str) -> str:
 
 
 def main(_) -> None:
-    host_memory.keep_freed_memory()  # as abe_jax.main does
+    host_memory.use_large_pages()  # as abe_jax.main does
     unknown = set(_ROWS.value) - grid.ROWS.keys()
     if unknown:
         raise app.UsageError(f"no row {sorted(unknown)}; there are {list(grid.ROWS)}")

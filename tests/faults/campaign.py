@@ -297,6 +297,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     with tempfile.TemporaryDirectory(prefix="abe_jax-faults-") as folder:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # no second start
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
         outcomes = campaign(
             pathlib.Path(folder), log=lambda text: print(text, flush=True), **options

@@ -67,6 +67,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # JAX warns of forks; no child touches a device
     from abe_jax import evaluate, processes, train
 
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # no second start
     train.train_and_evaluate = _check
     evaluate.evaluate_checkpoint = _check
     processes.describe_devices = lambda: "no device"
