@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from abe_jax import parallel
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, first_line
 
 # A process that says nothing for this long is taken for dead.
 _HEARTBEAT_SECONDS = 20
@@ -169,7 +169,7 @@ def _abort_in_one_line() -> None:
 
 def explain(error: Exception) -> UserError | None:
     """What an error from within JAX means for the user; None where nobody knows."""
-    reason = _reason(error)
+    reason = first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
         return UserError(
             f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
@@ -188,14 +188,10 @@ def of_another(error: Exception) -> UserError | None:
         if _OF_ANOTHER.search(str(cause)):
             return UserError(
                 "another process of this run ended, or the network failed; "
-                f"{_AGAIN} ({_reason(cause)})."
+                f"{_AGAIN} ({first_line(cause)})."
             )
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def describe_devices() -> str:

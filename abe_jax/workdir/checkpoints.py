@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from abe_jax import parallel, processes
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, first_line
 from abe_jax.train_step import TrainState, Tree
 from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals
 
@@ -259,7 +259,7 @@ class Checkpoints:
         try:
             metadata = self._manager.item_metadata(step)["state"]
         except Exception as error:  # each kind of damage has its own
-            raise _Damaged(_first_line(error)) from error
+            raise _Damaged(first_line(error)) from error
         if metadata is None:
             raise _Damaged("state/_METADATA is missing")
         return metadata.tree
@@ -270,7 +270,7 @@ class Checkpoints:
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
             )
         except Exception as error:
-            raise _Damaged(_first_line(error)) from error
+            raise _Damaged(first_line(error)) from error
         return restored["state"]
 
     def close(self) -> None:
@@ -332,7 +332,7 @@ def _require_finite(state: TrainState, step: int) -> None:
 def _not_written(error: Exception) -> UserError:
     """The disk, unless another process died: all write a checkpoint together."""
     return processes.of_another(error) or NotWritable(
-        f"cannot write the checkpoint: {_first_line(error)}; the earlier ones are "
+        f"cannot write the checkpoint: {first_line(error)}; the earlier ones are "
         "kept. Make room, and run the same command again to go on."
     )
 
@@ -345,11 +345,6 @@ def _move_aside(folder: pathlib.Path, workdir: pathlib.Path) -> None:
         target = target.with_name(f"{folder.name}-{number}")
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

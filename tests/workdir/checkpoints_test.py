@@ -262,7 +262,7 @@ def test_the_death_of_another_process_amid_a_save_is_no_full_disk(
     saved = checkpoints.Checkpoints(tmp_path)
     manager = type(saved._manager)
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
-    said = r"another process of this run ended.*start all of them again.*timeout\.\)"
+    said = r"another process of this run ended.*start all of them again.*timeout\)\."
     with monkeypatch.context() as patch, pytest.raises(UserError, match=said):
         patch.setattr(manager, "wait_until_finished", fail)
         saved.save(state_of(1), quickstart.get_config())
