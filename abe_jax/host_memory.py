@@ -14,7 +14,7 @@ def use_large_pages() -> None:
     XLA's CPU backend frees its buffers after every step, and the system maps and zeroes
     them page by page in the next: a fifth of a step of ABE-8 at 64 x 64, with pages of
     4 KiB. To keep freed memory instead breaks it into pieces: ResNet-50 at 224 x 224
-    grew to 8.9 GiB, where it now takes 1.4.
+    grew to 8.7 GiB, where it now takes 1.4.
 
     glibc (from 2.35; others pass over it) reads the tunable only when a program starts.
     Returns where it is set already, to any value, and where Linux gives large pages to

@@ -18,7 +18,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -26,7 +25,9 @@ from collections.abc import Callable
 
 sys.path[:0] = [str(pathlib.Path(__file__).parents[n]) for n in (1, 2)]
 
-from command_line import SMALL, lines_of, without_times  # noqa: E402
+from command_line import SMALL, free_port, lines_of, without_times  # noqa: E402
+
+from abe_jax import host_memory  # noqa: E402
 
 STEPS = 40
 _PATIENCE = 900  # seconds
@@ -113,7 +114,7 @@ class Run:
         self._starts += 1
         command = [*SMALL, f"--config.train.steps={STEPS}", f"--workdir={self.workdir}"]
         self.children = []
-        address = f"--coordinator_address=127.0.0.1:{_free_port()}"
+        address = f"--coordinator_address=127.0.0.1:{free_port()}"
         for index in range(self._processes):
             own = [address, f"--num_processes={self._processes}"]
             own.append(f"--process_id={index}")
@@ -126,12 +127,6 @@ class Run:
 
     def logs(self) -> str:
         return "\n".join(child.log.read_text() for child in self.children)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def fingerprint(run: Run) -> dict:
@@ -287,6 +282,7 @@ def campaign(
 
 
 def main() -> None:
+    host_memory.use_large_pages()  # before abe_jax.main does, in each child
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--kills", type=int, default=3, help="SIGKILLs a run")
@@ -297,7 +293,6 @@ def main() -> None:
     options = vars(parser.parse_args())
     with tempfile.TemporaryDirectory(prefix="abe_jax-faults-") as folder:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # no second start
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
         outcomes = campaign(
             pathlib.Path(folder), log=lambda text: print(text, flush=True), **options

@@ -65,9 +65,11 @@ def _end(arguments: list[str]) -> tuple[int, str]:
 
 def main() -> None:
     warnings.simplefilter("ignore")  # JAX warns of forks; no child touches a device
+    from abe_jax import host_memory
+
+    host_memory.use_large_pages()  # before abe_jax.main does, in each fork
     from abe_jax import evaluate, processes, train
 
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # no second start
     train.train_and_evaluate = _check
     evaluate.evaluate_checkpoint = _check
     processes.describe_devices = lambda: "no device"
