@@ -85,10 +85,13 @@ def _become_a_run(arguments: list[str], log: pathlib.Path, devices: int) -> None
 
         jax.config.update("jax_num_cpu_devices", devices)
         sys.argv = ["abe-jax", *arguments]
-        main.run()
-        status = 0
-    except SystemExit as ended:
-        status = 0 if ended.code is None else int(ended.code)
+        try:
+            main.run()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        if status == 0:  # as at Python's own end: the coordinator waits for the others
+            jax.distributed.shutdown()
     except BaseException:
         import traceback
 
