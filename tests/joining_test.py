@@ -190,6 +190,39 @@ def test_only_what_another_process_causes_is_put_down_to_it(monkeypatch):
     assert "lower train.batch_size" in str(processes.explain(MemoryError()))
 
 
+ONE_OF_TWO = """
+import sys
+from absl import flags
+from abe_jax import main
+import jax
+flags.FLAGS(["abe-jax", "--num_processes=2"])
+jax.distributed.is_initialized = lambda: True
+def fail(argv):
+    raise RuntimeError(sys.argv[1])
+main._main = fail
+main._guarded_main(["abe-jax"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "last"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.", "abe_jax: out of"),
+        ("INVALID_ARGUMENT: shapes", "RuntimeError: INVALID_ARGUMENT: shapes"),
+        ("Gloo AllGather failed: reset", "abe_jax: another process of this run"),
+    ],
+)
+def test_an_error_of_one_of_several_processes_is_told_as_what_it_is(reason, last):
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_OF_TWO, reason],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(last), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -190,6 +190,7 @@ DAMAGED_EXIF = {
     "number stored as text": _tiff(_TURNED, (0x0128, 2, 4, b"abc\0")),
     "pointer stored as text": _tiff(_TURNED, (0x8769, 2, 4, b"abc\0")),
     "pointer beyond the end": _tiff(_TURNED, (0x8825, 4, 1, _at(4_000_000))),
+    "resolution stored as text": _tiff(_TURNED, (0x011A, 2, 4, b"abc\0")),
     "no orientation": _tiff((0x0112, 2, 4, b"abc\0")),
     "orientation 77": _tiff((0x0112, 3, 1, struct.pack("<I", 77))),
     "cut short": _tiff(_TURNED)[:15],

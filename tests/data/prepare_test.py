@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import pathlib
+import shutil
 import signal
 import time
 from functools import partial
@@ -282,6 +283,19 @@ def test_help_is_short_and_its_own():
     for name in ("dataset", "source", "data_dir", "size", "keep_original", "skip_bad"):
         assert f"--{name} " in output
     assert len(output.splitlines()) < 20
+
+
+def test_what_is_unpacked_is_shown(tmp_path):
+    for name in ("ash", "elm"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 16)).save(tmp_path / "photos" / name / "0.jpg")
+    path = shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "photos")
+    status, _, errors = run(
+        *("--dataset=image_folder", f"--source={path}", "--num_processes=1"),
+        f"--data_dir={tmp_path / 'data'}",
+    )
+    assert status == 0, errors
+    assert f"unpacking {path}" in errors
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What must be refused is refused where users enter, before anything is written."""
 
+import os
 import shutil
 
 import pytest
@@ -43,6 +44,15 @@ def test_a_remote_workdir(tiny, tmp_path, monkeypatch, entry):
     with pytest.raises(UserError, match="gs://bucket/run is a remote path"):
         ENTRIES[entry](tiny(), "gs://bucket/run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_in_the_home_folder(tiny, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    train.train_and_evaluate(tiny(steps=2), "~/run")
+    evaluate.evaluate_checkpoint(tiny(steps=2), "~/run")
+    assert os.listdir() == ["home"] and os.listdir("home") == ["run"]
 
 
 def test_never_seen_is_said_of_classes_that_were_not_trained(

@@ -272,22 +272,29 @@ def test_a_broken_image_mid_run_loses_no_line(tiny, photos, tmp_path, monkeypatc
     assert_same(final(tmp_path / "run", 20), final(tmp_path / "whole", 20))
 
 
-def test_a_broken_image_amid_steps_that_are_not_finite_saves_nothing(
+def test_a_broken_image_right_after_a_step_that_is_not_finite_saves_nothing(
     tiny, photos, tmp_path, monkeypatch
 ):
+    """The loss that is pending when the image is met is looked at first."""
     images = shutil.copytree(photos, tmp_path / "photos")
     config = folder_of(tiny(steps=20, log_every=20), images)
     config.data.in_memory = False
     (images / "class03" / "5.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"class03/5\.png"):
+        train.train_and_evaluate(config, str(tmp_path / "sound"))
+    last = checkpoints.steps_in(tmp_path / "sound")[-1]
+    assert last % config.train.checkpoint_every  # saved since the image is broken
     add = progress.Reporter.add
 
     def add_what_is_not_finite(self, step, arrays):
-        add(self, step, {**arrays, "loss": jax.numpy.float32(jax.numpy.nan)})
+        if step == last:
+            arrays = {**arrays, "loss": jax.numpy.float32(jax.numpy.nan)}
+        add(self, step, arrays)
 
     monkeypatch.setattr(progress.Reporter, "add", add_what_is_not_finite)
-    with pytest.raises(checkpoints.NotFinite, match="loss is nan at step 1"):
+    with pytest.raises(checkpoints.NotFinite, match=f"loss is nan at step {last}"):
         train.train_and_evaluate(config, str(tmp_path / "run"))
-    assert checkpoints.steps_in(tmp_path / "run") == []
+    assert checkpoints.steps_in(tmp_path / "run") == [4]
 
 
 def test_data_that_changed_is_refused(tiny, photos, tmp_path):

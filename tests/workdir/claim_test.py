@@ -65,6 +65,15 @@ def test_free_fields_may_change(claimed, name):
     claim.require_run(claimed, config)
 
 
+def test_a_file_of_weights_may_be_moved_once_it_was_read(tmp_path):
+    config = quickstart.get_config()
+    config.model.pretrained = "here/googlenet.onnx"
+    claim.claim(tmp_path, config, DESCRIPTION, steered={}, step=0)
+    config.model.pretrained = "elsewhere/googlenet.onnx"
+    assert claim.require_own(tmp_path, config, DESCRIPTION) == {}
+    claim.require_run(tmp_path, config)
+
+
 @pytest.mark.parametrize("name", fields.STEERING_FIELDS)
 def test_steering_fields_may_change_and_it_is_recorded(claimed, name):
     config = quickstart.get_config()
