@@ -230,6 +230,13 @@ def test_links_to_class_folders_are_followed_but_not_in_circles(tmp_path, caplog
     assert "left out 1 links to folders that they are in: 'ash/up'" in caplog.text
 
 
+def test_a_link_to_a_class_folder_that_is_gone_is_told(tmp_path, caplog):
+    folder = make(tmp_path / "photos", ["ash", "oak"])
+    (folder / "fir").symlink_to(tmp_path / "nothing")
+    assert len(ImageFolder(folder, 8)) == 4
+    assert "left out 1 links to what is not there: 'fir'" in caplog.text
+
+
 def test_pipes_are_not_waited_for(tmp_path, caplog):
     folder = make(tmp_path / "photos", ["ash", "oak"])
     os.mkfifo(folder / "ash" / "7.png")

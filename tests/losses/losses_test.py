@@ -182,7 +182,7 @@ GOOD = np.ones((4, 2, 3), np.float32)
     [
         (GOOD[:, 0], r"float32 \[4, 3\]. One learner's"),
         (GOOD[:0], r"float32 \[0, 2, 3\]"),
-        (GOOD.astype(np.int32), "int32"),
+        (GOOD.astype(np.int32), r"int32 \[4, 2, 3\]"),
         (GOOD.tolist(), "these are a list"),
     ],
 )
@@ -201,6 +201,7 @@ def test_embeddings_of_another_shape_are_refused(embeddings, message):
     [
         (np.zeros((4, 1), np.int32), r"array \[4\].*int32 \[4, 1\]"),
         (np.zeros((), np.int32), r"int32 \[\]"),
+        (np.zeros(1, np.int32), r"int32 \[1\]"),
         (np.zeros(3, np.int32), r"int32 \[3\]"),
         (np.zeros(4, np.float32), "float32"),
         ([0, 0, 1, 1], "a list"),

@@ -90,6 +90,7 @@ def _refused(path, message=None):
         pretrained.load_googlenet(str(path))
     text = str(error.value)
     assert text.startswith(str(path)) and "\n" not in text
+    assert len(text) < len(str(path)) + 400, len(text)
     return text
 
 

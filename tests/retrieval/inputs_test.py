@@ -7,6 +7,7 @@ import pytest
 from double_loop import units
 
 from abe_jax import retrieval
+from abe_jax.retrieval import counting
 
 KS = (1, 2, 4, 1000)
 ROWS = np.ones((4, 3), np.float32)
@@ -226,6 +227,21 @@ def test_ks_of_any_iterable():
     assert retrieval.recall_at_k(e, y, {1: 0, 2: 0, 4: 0}) == want
     assert retrieval.recall_at_k(e, y, np.array([1, 2, 4, 2])) == want
     assert retrieval.recall_at_k(e, y, [2**80])[2**80] == 1.0
+
+
+def test_under_64_bits_as_an_accelerator_counts(monkeypatch):
+    """There the sums over a tile are others than on a CPU."""
+    tile = counting._count_tile
+    monkeypatch.setattr(
+        counting, "_count_tile", lambda *a, on_cpu: tile(*a, on_cpu=False)
+    )
+    counting._counter.cache_clear()
+    e, y = units(13, 500, 16, 60)
+    g = {"gallery_embeddings": e[100:], "gallery_labels": y[100:]}
+    want = [retrieval.evaluate_retrieval(e, y, KS, **x) for x in ({}, g)]
+    with jax.enable_x64(True):
+        assert [retrieval.evaluate_retrieval(e, y, KS, **x) for x in ({}, g)] == want
+    counting._counter.cache_clear()
 
 
 @pytest.mark.parametrize("devices", [1, 3])

@@ -102,8 +102,12 @@ class Tree:
             for entry in entries:
                 if entry.name.startswith(".") or entry.is_dir():
                     continue
-                if entry.is_file() or entry.is_symlink():
+                # A link to an image that is gone is named when it is read.
+                image = entry.name.lower().endswith(SUFFIXES)
+                if entry.is_file() or (entry.is_symlink() and image):
                     self.files[prefix + entry.name] = entry.path
+                elif entry.is_symlink():
+                    self.left_out[prefix + entry.name] = "links to what is not there"
                 else:  # reading a pipe would wait for ever
                     self.left_out[prefix + entry.name] = "pipes or devices"
         except OSError as error:
