@@ -11,6 +11,7 @@ _VERSION = re.search(
 )
 assert _VERSION is not None
 
+_TPU = ["jax[tpu]>=0.10,<0.13"]
 # Writers of exported models; ONNX Runtime checks what was written.
 _EXPORT = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2", "safetensors>=0.4,<1"]
 # Approximate search of millions of images; exact search needs nothing.
@@ -65,7 +66,8 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "tpu": _TPU,
+        "tpu-compile": _TPU,  # TPUs' compiler, which benchmarks use without a TPU
         "test": _TEST,
         # Readers of published weights; torch is needed for .pth files only.
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],

@@ -133,9 +133,10 @@ def make_train_step(
             first = jax.lax.axis_index(DATA_AXIS) * rows
             positions = first + jnp.arange(rows, dtype=jnp.int32)
             keys = augment.image_keys(config.seed, state.step, positions)
-            views = augment.augment(
-                batch["image"], keys, config.data.image_size, config.augment
-            )
+            with jax.named_scope("augment"):
+                views = augment.augment(
+                    batch["image"], keys, config.data.image_size, config.augment
+                )
         trained = _trained(state.params, part)
 
         def embed(trained: Tree, views: jax.Array) -> tuple[jax.Array, Tree]:
@@ -143,14 +144,16 @@ def make_train_step(
             if like is not None:
                 between = _unflatten(views, like)
             else:
-                between = net.spatial(net.preprocessing(views))
+                with jax.named_scope("spatial"):
+                    between = net.spatial(net.preprocessing(views))
             embeddings = net.behind(between)
             return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
 
         def share_of_loss(embeddings: jax.Array, own: Tree) -> tuple[jax.Array, dict]:
-            return losses.total(
-                embeddings, labels, own, config.loss, axis_name=DATA_AXIS
-            )
+            with jax.named_scope("losses"):
+                return losses.total(
+                    embeddings, labels, own, config.loss, axis_name=DATA_AXIS
+                )
 
         def loss_gradient(embeddings: jax.Array) -> tuple[tuple[jax.Array, Tree], dict]:
             # Of this device's share: differentiating a psum of it would be wrong.
@@ -175,9 +178,10 @@ def make_train_step(
             (_optimised(of_model, of_loss), shares), DATA_AXIS
         )
         before = _optimised(trained, state.loss_params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, before)
-        after: Any = optax.apply_updates(before, updates)
-        metrics["gradient_norm"] = _norm(gradients)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, before)
+            after: Any = optax.apply_updates(before, updates)
+            metrics["gradient_norm"] = _norm(gradients)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         following = TrainState(
             state.step + 1,

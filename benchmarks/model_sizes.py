@@ -19,6 +19,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
+from abe_jax.models.googlenet import NEIGHBOURS
 from abe_jax.models.trunks import TRUNKS
 
 # (name in config.model.name, learners M, dimensions D), in the order of the paper.
@@ -71,6 +72,8 @@ def multiply_adds(jaxpr: Any) -> int:
     total = 0
     for equation in equations(jaxpr):
         name, params = equation.primitive.name, equation.params
+        if NEIGHBOURS in str(equation.source_info.name_stack):
+            continue
         if name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
             outputs = params["dimension_numbers"].rhs_spec[0]

@@ -1,29 +1,30 @@
 """What XLA makes of our programs for TPUs, compiled here without a TPU.
 
-    pip install -e '.[tpu]'
+    pip install -e '.[tpu-compile]'
     python benchmarks/tpu_compile.py --topology=v5e:2x2 --programs=embed,step
     python benchmarks/tpu_compile.py --batch=64 --dtype=bfloat16 --largest=20
 
 Nothing is run. Of each program: seconds to compile, the memory it needs on a device and
-whether that has as much, operations and bytes moved on a device by XLA's count, the
-times that these would take at the chip's peaks, and collectives with their bytes. XLA's
-bytes include what stays on the chip: read them as ratios between versions. A training
-step at 224 x 224 compiles for minutes.
+whether that has as much, operations and bytes moved on a device, the times that these
+would take at the chip's peaks, and collectives with their bytes. "GB" is XLA's count,
+which includes what stays on the chip and what is copied there ahead of its use: read it
+as a ratio between versions; "GB of main memory" is ours, from the program's text
+(`hlo_text`). Both take a loop's body as run once. A training step at 224 x 224 compiles
+for minutes.
 """
 
 import argparse
-import collections
-import dataclasses
+import math
 import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu would look for a TPU
 
 import abe_cases
+import hlo_text
 import jax
 import numpy as np
 import scaling
@@ -38,100 +39,12 @@ from abe_jax.retrieval import search
 
 # Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
 BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
-_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
-_COLLECTIVES = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
-    "collective-permute",
+_MEASURED = (
+    *("trace s", "compile s", "GiB", "fits", "GFLOP", "GB", "GB of main memory"),
+    *("ms by FLOP", "ms by GB", "ms by main memory", "collectives"),
 )
-_SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
-_INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<op>[\w-]+)\("
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One of an optimised program: its results' shapes and bytes, and its source."""
-
-    name: str
-    op: str
-    shapes: tuple[str, ...]
-    size: int
-    where: str
-    chain: str
-
-
-def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
-    """What an optimised HLO module does.
-
-    Args:
-      text: as `compiled.as_text()` gives it.
-      entry: whether only what its entry computation does, in its order; or also what
-        it calls, such as loops and fusions.
-    """
-    frames = _frames(text)
-    start = text.index("\nENTRY ") if entry else 0
-    for line in text[start:].splitlines()[1:]:
-        found = _INSTRUCTION.match(line)
-        if not found:
-            continue
-        shapes = _SHAPE.findall(found["shape"])
-        sizes = [
-            _BYTES.get(dtype, 0) * int(np.prod([int(n) for n in dims.split(",") if n]))
-            for dtype, dims in shapes
-        ]
-        frame = re.search(r"stack_frame_id=(\d+)", line)
-        chain = re.search(r'chain_id="(\d+)"', line)
-        yield Instruction(
-            name=found["name"],
-            op=found["op"],
-            shapes=tuple(f"{dtype}[{dims}]" for dtype, dims in shapes),
-            # Of what starts a collective the shape is (operands, results).
-            size=sum(sizes[len(sizes) // 2 :])
-            if found["op"].endswith("-start")
-            else sum(sizes),
-            where=frames.get(frame[1], "") if frame else "",
-            chain=chain[1] if chain else found["name"],
-        )
-
-
-def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """{operation: (how many, bytes of their results on a device)} of a module.
-
-    For TPUs XLA cuts some into a chain of steps that run beside other work, and repeats
-    the operation in each: a chain is one.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    chains = set()
-    for each in instructions(text, entry=False):
-        op = each.op.removesuffix("-start")
-        if op in _COLLECTIVES and (op, each.chain) not in chains:
-            chains.add((op, each.chain))
-            count, size = found.get(op, (0, 0))
-            found[op] = (count + 1, size + each.size)
-    return found
-
-
-def _frames(text: str) -> dict[str, str]:
-    """{id of a stack frame: "file:line"} from the tables at the module's head."""
-    tables: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    current = ""
-    for line in text[: text.index("\nENTRY ")].splitlines():
-        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
-            current = line
-        elif found := re.match(r"(\d+) (.*)", line):
-            tables[current][found[1]] = found[2]
-    where = {}
-    for frame, content in tables["StackFrames"].items():
-        place = re.search(r"file_location_id=(\d+)", content)
-        location = tables["FileLocations"].get(place[1], "") if place else ""
-        file = re.search(r"file_name_id=(\d+)", location)
-        line = re.search(r"\bline=(\d+)", location)
-        if file and line:
-            name = tables["FileNames"].get(file[1], "").strip('"')
-            where[frame] = f"{name.split('abe_jax/')[-1]}:{line[1]}"
-    return where
+# The parts of a training step, by the named scopes of its program.
+_PARTS = ("augment", "spatial", "attention", "learners", "losses", "update")
 
 
 def _program(name: str, args: argparse.Namespace, devices: Any) -> tuple[Any, tuple]:
@@ -191,47 +104,63 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{chip}:{shape}"
     )
+    of_model = name != "retrieval"
+    row = {
+        "program": name,
+        "model": f"ABE-{args.learners}, {args.trunk}" if of_model else "",
+        "topology": f"{args.topology}, {len(topology.devices)} chips",
+        "images a device": args.batch if of_model else "",
+        "size": args.size if of_model else "",
+        "dtype": args.dtype if of_model else "float32",
+    }
     program, arguments = _program(name, args, topology.devices)
     start = time.perf_counter()
     with lowering.plain_operations():
         lowered = program.lower(*arguments)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"{row}: {str(error).splitlines()[0]}")
+        return row | dict.fromkeys(_MEASURED, math.nan) | {"fits": False}
     seconds = time.perf_counter() - traced
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    kept += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    machine = next(m for m in scaling.MACHINES if m.name == chip)
     text = compiled.as_text()
-    found = collectives(text)
     if args.text:
-        pathlib.Path(args.text).write_text(text)
+        (pathlib.Path(args.text) / f"{name}.txt").write_text(text)
     if args.largest:
         _show_largest(text, args.largest)
-    return {
-        "program": name,
-        "model": "" if name == "retrieval" else f"ABE-{args.learners}, {args.trunk}",
-        "topology": f"{args.topology}, {len(topology.devices)} chips",
-        "images a device": "" if name == "retrieval" else args.batch,
-        "size": "" if name == "retrieval" else args.size,
-        "dtype": "float32" if name == "retrieval" else args.dtype,
-        "trace s": traced - start,
-        "compile s": seconds,
-        "GiB": kept / 2**30,
-        "fits": kept <= machine.memory,
-        "GFLOP": cost["flops"] / 1e9,
-        "GB": cost["bytes accessed"] / 1e9,
-        "ms by FLOP": 1e3 * cost["flops"] / machine.peak,
-        "ms by bytes": 1e3 * cost["bytes accessed"] / BANDWIDTH[chip],
-        "collectives": ", ".join(
-            f"{count} {op} ({size / 1e6:.2f} MB)" for op, (count, size) in found.items()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    machine = next(m for m in scaling.MACHINES if m.name == chip)
+    flop, by_xla = cost["flops"], cost["bytes accessed"]
+    moved = sum(each.moved for each in hlo_text.instructions(text))
+    found = hlo_text.collectives(text)
+    measured = (
+        *(traced - start, seconds, needed / 2**30, needed <= machine.memory),
+        *(flop / 1e9, by_xla / 1e9, moved / 1e9),
+        1e3 * flop / machine.peak,
+        *(1e3 * size / BANDWIDTH[chip] for size in (by_xla, moved)),
+        ", ".join(
+            f"{len(sizes)} {op} ({sum(sizes) / 1e6:.2f} MB)"
+            for op, sizes in found.items()
         ),
-    }
+    )
+    return row | dict(zip(_MEASURED, measured, strict=True))
 
 
 def _show_largest(text: str, number: int) -> None:
-    """Prints the largest results of the program, and copies and transposes by size."""
-    lines = [i for i in instructions(text) if i.op not in ("parameter", "tuple")]
+    """Prints where bytes are moved, and the largest results, copies and transposes."""
+    for title, key in (
+        ("moved by part", _part),
+        ("moved by source line", lambda each: f"{each.op}  {each.where}"),
+    ):
+        print(f"{title}:")
+        for name, size in list(hlo_text.bytes_by(text, key).items())[:number]:
+            print(f"  {size / 1e6:9.1f} MB  {name}")
+    lines = [i for i in hlo_text.instructions(text) if i.moved]
     lines.sort(key=lambda each: -each.size)
     moves = [i for i in lines if i.op in ("copy", "transpose", "copy-start")]
     for title, chosen in (("largest", lines), ("copies and transposes", moves)):
@@ -239,6 +168,31 @@ def _show_largest(text: str, number: int) -> None:
         for each in chosen[:number]:
             shapes = ", ".join(each.shapes)
             print(f"  {each.size / 1e6:9.1f} MB  {each.op}  {shapes}  {each.where}")
+
+
+def _part(each: hlo_text.Instruction) -> str:
+    found = re.search("|".join(_PARTS), each.scope)
+    backward = ", backward" if "transpose(" in each.scope else ""
+    return found[0] + backward if found else f"other: {each.op}"
+
+
+def largest_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of ever closer batches, a device's, around the largest that fits.
+
+    The first is `args.batch`; then it is doubled while it fits, and halved between
+    what fits and what does not, in steps of eight images.
+    """
+    rows, fits, too_large, batch = [], 0, 0, args.batch
+    while True:
+        rows.append(measure(name, argparse.Namespace(**{**vars(args), "batch": batch})))
+        print(f"{batch} images: {rows[-1]['GiB']:.2f} GiB", flush=True)
+        if rows[-1]["fits"]:
+            fits = batch
+        else:
+            too_large = batch
+        if too_large and too_large - fits <= 8:
+            return rows
+        batch = (fits + too_large) // 16 * 8 if too_large else 2 * fits
 
 
 def main() -> None:
@@ -251,12 +205,15 @@ def main() -> None:
     parser.add_argument("--trunk", default="googlenet")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rematerialize", action="store_true")
+    parser.add_argument("--fit", action="store_true", help="find the largest batch")
     parser.add_argument("--largest", type=int, default=0, help="results to list")
-    parser.add_argument("--text", help="file for the last optimised program")
+    parser.add_argument("--text", help="folder for the optimised programs")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
-    rows = [measure(name, args) for name in args.programs.split(",")]
+    rows = []
+    for name in args.programs.split(","):
+        rows += largest_batch(name, args) if args.fit else [measure(name, args)]
     side_by_side.show(rows, args.json)
 
 

@@ -117,9 +117,11 @@ class ABE(nnx.Module):
 
     def behind(self, between: Between) -> jax.Array:
         """S's output to embeddings, as of `__call__`."""
-        masks = self.attention_branch(between)
-        features = self.global_features(masked(between, masks))
-        embeddings = at_least_float32(self.head(features))
+        with jax.named_scope("attention"):
+            masks = self.attention_branch(between)
+            seen = masked(between, masks)
+        with jax.named_scope("learners"):
+            embeddings = at_least_float32(self.head(self.global_features(seen)))
         return unit_length(embeddings.reshape(*masks.shape[:2], -1))
 
 

@@ -31,7 +31,7 @@ def convolution(
         in_channels,
         channels,
         (kernel, kernel),
-        stride,
+        (stride, stride),
         padding=((pad, pad), (pad, pad)),
         use_bias=use_bias,
         kernel_init=kernel_init,

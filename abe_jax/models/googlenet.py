@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet_weights, initializers
 from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
@@ -37,6 +38,8 @@ _INCEPTION_CHANNELS = {
 }
 
 
+# Scope of sums over channels, which are no multiply-adds of the published network.
+NEIGHBOURS = "sum_of_neighbours"
 # Stages that halve the maps, and the window with which they do.
 _POOLS = ("pool2", "pool3", "pool4")
 
@@ -164,34 +167,41 @@ class ConvUnit(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.activate(self.conv(x))
-
-    def activate(self, x: jax.Array) -> jax.Array:
-        """What follows the convolution."""
-        if self.norm is not None:
-            x = self.norm(x)
-        return nnx.relu(x)
+        return _activated([self], [_products([self], x)])
 
 
-def _pointwise_together(units: Sequence[ConvUnit], x: jax.Array) -> list[jax.Array]:
-    """Units with 1 x 1 kernels on the same maps: one matrix product, one gradient."""
-    convs = [unit.conv for unit in units]
-    kernel = jnp.concatenate([conv.kernel[...] for conv in convs], axis=3)
-    dtype = convs[0].dtype or jnp.promote_types(x.dtype, kernel.dtype)
-    y = lowering.conv_general_dilated(
+def _products(units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
+    """Convolutions of the same maps side by side, without what follows them.
+
+    Those of several units, with kernels of one size, are one operation forward and
+    backward, so that the maps are read once.
+    """
+    first, kernels = units[0].conv, [unit.conv.kernel[...] for unit in units]
+    kernel = kernels[0] if len(units) == 1 else jnp.concatenate(kernels, axis=3)
+    dtype = first.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+    return lowering.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
-        (1, 1),
-        ((0, 0), (0, 0)),
+        first.strides,
+        first.padding,
         dimension_numbers=lowering.LAYOUT,
     )
-    biases = [conv.bias[...] for conv in convs if conv.bias is not None]
+
+
+def _activated(units: Sequence[ConvUnit], products: Sequence[jax.Array]) -> jax.Array:
+    """Convolutions side by side; batch norms or biases and ReLU of all at once.
+
+    Backward, the cotangent of what all units put out is masked and summed in one pass.
+    """
+    norms = [unit.norm for unit in units if unit.norm is not None]
+    if norms:
+        products = [norm(x) for norm, x in zip(norms, products, strict=True)]
+    x = products[0] if len(products) == 1 else jnp.concatenate(products, axis=3)
+    biases = [unit.conv.bias[...] for unit in units if unit.conv.bias is not None]
     if biases:
-        bias = jnp.concatenate(biases).astype(dtype)
-        y += bias.reshape(1, 1, 1, -1)
-    ends = np.cumsum([conv.out_features for conv in convs])[:-1]
-    parts = jnp.split(y, ends, axis=3)
-    return [unit.activate(part) for unit, part in zip(units, parts, strict=True)]
+        bias = biases[0] if len(biases) == 1 else jnp.concatenate(biases)
+        x += bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return nnx.relu(x)
 
 
 class Inception(nnx.Module):
@@ -223,11 +233,18 @@ class Inception(nnx.Module):
         return (nnx.remat(run) if self.rematerialize else run)(self, x)
 
     def _run(self, x: jax.Array) -> jax.Array:
-        pooled = lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))
-        reading_x = (self.one, self.three_reduce, self.five_reduce)
-        one, three, five = _pointwise_together(reading_x, x)
-        branches = one, self.three(three), self.five(five), self.pool(pooled)
-        return jnp.concatenate(branches, axis=-1)
+        reduce = self.three_reduce, self.five_reduce
+        sizes = [unit.conv.out_features for unit in (self.one, *reduce)]
+        one, three, five = jnp.split(
+            _products([self.one, *reduce], x), np.cumsum(sizes)[:-1], axis=3
+        )
+        products = (
+            one,
+            _products([self.three], _activated(reduce[:1], [three])),
+            _products([self.five], _activated(reduce[1:], [five])),
+            _products([self.pool], lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))),
+        )
+        return _activated((self.one, self.three, self.five, self.pool), products)
 
 
 class Section(nnx.Module):
@@ -302,19 +319,58 @@ class GoogLeNet(nnx.Module):
         self.global_features = form.section(stages_of_g, rngs=rngs)
 
 
-def local_response_norm(
-    x: jax.Array, *, size: int = 5, alpha: float = 1e-4
-) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4) -> jax.Array:
     """Divides by `(1 + alpha / size * sum of squares over size channels) ** 0.75`.
 
     The sum is centred on each channel of `[..., C]`; BVLC's GoogLeNet uses the
-    defaults (Krizhevsky et al., 2012, section 3.3).
+    defaults (Krizhevsky et al., 2012, section 3.3). Backward only `x` is kept.
     """
+    wide, scale, power = _response(x, size, alpha)
+    del scale
+    return (wide * power).astype(x.dtype)
+
+
+def _response(
+    x: jax.Array, size: int, alpha: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Maps, what they are divided by a power of, and one over that power."""
     wide = at_least_float32(x)
-    total = lowering.sum_of_neighbours(jnp.square(wide), size)
-    scale = 1 + alpha / size * total
+    scale = 1 + alpha / size * _sum_of_neighbours(jnp.square(wide), size, x.dtype)
     # The power by square roots: a fifth of the time of a logarithm and an exponential.
-    return (wide * jax.lax.rsqrt(scale * jnp.sqrt(scale))).astype(x.dtype)
+    return wide, scale, jax.lax.rsqrt(scale * jnp.sqrt(scale))
+
+
+def _response_backward(
+    size: int, alpha: float, x: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    wide, scale, power = _response(x, size, alpha)
+    by_power = at_least_float32(cotangent) * power
+    sums = _sum_of_neighbours(by_power * wide / scale, size, x.dtype)
+    return ((by_power - 1.5 * alpha / size * wide * sums).astype(x.dtype),)
+
+
+local_response_norm.defvjp(
+    lambda x, size, alpha: (local_response_norm(x, size, alpha), x), _response_backward
+)
+
+
+def _sum_of_neighbours(x: jax.Array, size: int, dtype: DTypeLike) -> jax.Array:
+    """Sums of `size` neighbouring channels of `[..., C]`, centred on each.
+
+    As a product with a band matrix, which every platform does faster than shifts. Its
+    factors are rounded to `dtype`, that of the maps; the sums are float32 at least.
+    """
+    channels = np.arange(x.shape[-1])
+    band = np.abs(channels[:, None] - channels[None, :]) <= size // 2
+    with jax.named_scope(NEIGHBOURS):
+        return jnp.tensordot(
+            x.astype(dtype),
+            jnp.asarray(band, dtype),
+            axes=1,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=x.dtype,
+        )
 
 
 def _halve(maps: jax.Array, window: int = 3) -> jax.Array:

@@ -127,31 +127,6 @@ def max_pool(
     return _by_platform(maps, cpu=widened, default=native)
 
 
-def sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
-    """Sums of `size` neighbouring channels, an odd number, centred on each channel.
-
-    Args:
-      x: `[..., C]`, floating point; channels beyond the ends count as zero.
-      size: odd number of channels.
-
-    Returns:
-      `[..., C]`.
-    """
-    reach, channels = size // 2, x.shape[-1]
-
-    def shifted(x: jax.Array) -> jax.Array:
-        wide = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
-        others = (wide[..., i : i + channels] for i in range(1, size))
-        return sum(others, wide[..., :channels])
-
-    def product(x: jax.Array) -> jax.Array:
-        places = np.arange(channels)
-        band = np.abs(places[:, None] - places[None, :]) <= reach
-        return jnp.tensordot(x, jnp.asarray(band, x.dtype), axes=1)
-
-    return _by_platform(x, cpu=product, default=shifted)
-
-
 def computed_once(x: jax.Array) -> jax.Array:
     """`x`, which XLA on a CPU does not compute again for each of its readers.
 

@@ -1,0 +1,169 @@
+"""What an optimised program does, read from the text that XLA gives of it.
+
+Bytes are those of the device's main memory. TPU programs say which arrays stay on the
+chip (memory spaces, `S(1)`), which XLA's own count of bytes does not regard.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    "collective-permute",
+)
+# What moves nothing by itself.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
+_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(
+    r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<op>[\w-]+)\("
+    r"(?P<operands>[^)]*)\)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One of an optimised program.
+
+    Attributes:
+      name: its name in the program.
+      op: what it does, as "fusion".
+      shapes: of its results, as "f32[8,16]".
+      size: bytes of its results, wherever they are.
+      moved: bytes it reads from and writes to main memory.
+      where: "file:line" of its source.
+      scope: its path through the program's named scopes.
+      chain: what its steps have in common, where it was cut into a chain of them.
+    """
+
+    name: str
+    op: str
+    shapes: tuple[str, ...]
+    size: int
+    moved: int
+    where: str
+    scope: str
+    chain: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    shape: str
+    size: int
+    in_main_memory: bool
+
+
+def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
+    """What an optimised HLO module does.
+
+    Args:
+      text: as `compiled.as_text()` gives it.
+      entry: whether only what its entry computation does, in its order; or also what
+        it calls, such as loops and fusions, where bytes moved are not known.
+    """
+    frames = _frames(text)
+    known: dict[str, list[_Array]] = {}
+    start = text.index("\nENTRY ") if entry else 0
+    for line in text[start:].splitlines()[1:]:
+        found = _INSTRUCTION.match(line)
+        if not found:
+            continue
+        arrays = known[found["name"]] = _arrays(found["shape"])
+        op = found["op"]
+        operands = [
+            array
+            for name in re.findall(r"%([\w.-]+)", found["operands"])
+            for array in known.get(name, [])
+        ]
+        results = _results(op, arrays)
+        frame = re.search(r"stack_frame_id=(\d+)", line)
+        chain = re.search(r'chain_id="(\d+)"', line)
+        scope = re.search(r'op_name="([^"]*)"', line)
+        yield Instruction(
+            name=found["name"],
+            op=op,
+            shapes=tuple(array.shape for array in arrays),
+            size=sum(array.size for array in results),
+            moved=_moved(op, operands, results),
+            where=frames.get(frame[1], "") if frame else "",
+            scope=scope[1] if scope else "",
+            chain=chain[1] if chain else found["name"],
+        )
+
+
+def collectives(text: str) -> dict[str, list[int]]:
+    """{operation: bytes of each one's results on a device} of a module.
+
+    For TPUs XLA cuts some into a chain of steps that run beside other work, and repeats
+    the operation in each: a chain is one.
+    """
+    found: dict[str, list[int]] = {}
+    chains = set()
+    for each in instructions(text, entry=False):
+        op = each.op.removesuffix("-start")
+        if op in COLLECTIVES and (op, each.chain) not in chains:
+            chains.add((op, each.chain))
+            found.setdefault(op, []).append(each.size)
+    return found
+
+
+def bytes_by(text: str, key: Callable[[Instruction], str]) -> dict[str, int]:
+    """Bytes moved to and from main memory, by a property of what moves them."""
+    total: dict[str, int] = collections.Counter()
+    for each in instructions(text):
+        total[key(each)] += each.moved
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def _arrays(shape: str) -> list[_Array]:
+    return [
+        _Array(
+            f"{dtype}[{dims}]",
+            _BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n),
+            "S(" not in layout,
+        )
+        for dtype, dims, layout in _SHAPE.findall(shape)
+        if dtype in _BYTES
+    ]
+
+
+def _results(op: str, arrays: list[_Array]) -> list[_Array]:
+    """Of what starts something the shape is (results or operands, others, state)."""
+    if op in ("copy-start", "slice-start"):
+        # A copy's is (result, operand, state), a slice's ((operands), result, state).
+        return arrays[:1] if op == "copy-start" else arrays[-2:-1]
+    return arrays[len(arrays) // 2 :] if op.endswith("-start") else arrays
+
+
+def _moved(op: str, operands: list[_Array], results: list[_Array]) -> int:
+    if op in _FREE or op.endswith("-done"):
+        return 0
+    written = sum(array.size for array in results if array.in_main_memory)
+    if op == "slice-start":  # reads what it gives, not all it could
+        return written + sum(r.size for r in results if operands[0].in_main_memory)
+    return written + sum(array.size for array in operands if array.in_main_memory)
+
+
+def _frames(text: str) -> dict[str, str]:
+    """{id of a stack frame: "file:line"} from the tables at the module's head."""
+    tables: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    current = ""
+    for line in text[: text.index("\nENTRY ")].splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            current = line
+        elif found := re.match(r"(\d+) (.*)", line):
+            tables[current][found[1]] = found[2]
+    where = {}
+    for frame, content in tables["StackFrames"].items():
+        place = re.search(r"file_location_id=(\d+)", content)
+        location = tables["FileLocations"].get(place[1], "") if place else ""
+        file = re.search(r"file_name_id=(\d+)", location)
+        line = re.search(r"\bline=(\d+)", location)
+        if file and line:
+            name = tables["FileNames"].get(file[1], "").strip('"')
+            where[frame] = f"{name.split('abe_jax/')[-1]}:{line[1]}"
+    return where

@@ -1,0 +1,102 @@
+"""What XLA makes of our programs for TPUs: what must not creep back into them.
+
+By benchmarks/tpu_compile.py, in a small form: ABE-2 at 64 x 64, 4 images a device.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+_SPEC = importlib.util.spec_from_file_location("hlo_text", BENCHMARKS / "hlo_text.py")
+assert _SPEC and _SPEC.loader
+hlo_text = importlib.util.module_from_spec(_SPEC)
+sys.modules["hlo_text"] = hlo_text  # dataclasses look their module up
+_SPEC.loader.exec_module(hlo_text)
+
+PARAMETERS = 9_844_800
+EMBEDDING_DIM = 512
+
+pytestmark = pytest.mark.tpu_compile
+
+
+def compiled(folder, topology, programs):
+    """({program: its row}, {program: its text}) of a topology."""
+    # The CPU's flags of the other tests mean nothing here.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, str(BENCHMARKS / "tpu_compile.py")]
+    command += [f"--topology={topology}", f"--programs={','.join(programs)}"]
+    command += ["--learners=2", "--size=64", "--batch=4", f"--text={folder}"]
+    subprocess.run(
+        [*command, f"--json={folder}/rows.jsonl"], env=environment, check=True
+    )
+    rows = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
+    texts = {program: (folder / f"{program}.txt").read_text() for program in programs}
+    return {row["program"]: row for row in rows}, texts
+
+
+@pytest.fixture(scope="module")
+def four_chips(tmp_path_factory):
+    programs = ("step", "embed", "retrieval")
+    return compiled(tmp_path_factory.mktemp("four"), "v5e:2x2", programs)
+
+
+def check_collectives_of_a_step(text, chips):
+    *others, gradients = sorted(sum(hlo_text.collectives(text).values(), []))
+    # All gradients are one sum. Embeddings are gathered once, and their cotangents
+    # summed where they came from; labels and metrics are next to nothing.
+    assert 4 * PARAMETERS <= gradients <= 4 * PARAMETERS + 1e4
+    assert len(others) <= 4
+    embeddings = 4 * chips * EMBEDDING_DIM * 4
+    assert sum(others) <= 2 * embeddings + 1e4
+
+
+@pytest.mark.parametrize("program", ["step", "embed", "retrieval"])
+def test_neither_float64_nor_calls_of_the_host(four_chips, program):
+    text = four_chips[1][program]
+    assert not re.search(r"\bf64\[", text)
+    assert not re.search(r"callback|infeed|outfeed|send\(|recv\(", text)
+
+
+def test_embedding_asks_nothing_of_other_chips(four_chips):
+    assert hlo_text.collectives(four_chips[1]["embed"]) == {}
+
+
+def test_retrieval_gathers_the_nearest_of_each_chip(four_chips):
+    """Scores and indices of 11 rows for each of 2,048 queries, from four chips."""
+    nearest = 2048 * 11 * 4 * 4
+    assert hlo_text.collectives(four_chips[1]["retrieval"]) == {
+        "all-gather": [nearest] * 2
+    }
+
+
+def test_what_a_step_says_to_other_chips(four_chips):
+    check_collectives_of_a_step(four_chips[1]["step"], 4)
+
+
+def test_a_step_of_256_chips(tmp_path):
+    rows, texts = compiled(tmp_path, "v5e:16x16", ["step"])
+    assert rows["step"]["topology"] == "v5e:16x16, 256 chips"
+    check_collectives_of_a_step(texts["step"], 256)
+
+
+@pytest.mark.parametrize("program", ["step", "embed", "retrieval"])
+@pytest.mark.parametrize("count", ["GB", "GB of main memory"])
+def test_bytes_are_those_of_the_committed_line(four_chips, program, count):
+    row = four_chips[0][program]
+    named = ("benchmark", "program", "model", "topology", "size", "dtype", "jax")
+    named += ("images a device",)
+    lines = map(json.loads, (BENCHMARKS / "tpu_compile.jsonl").read_text().splitlines())
+    same = [
+        line
+        for line in lines
+        if count in line and all(line.get(key) == row[key] for key in named)
+    ]
+    assert same, f"measure it for JAX {row['jax']} and commit the line"
+    assert row[count] == pytest.approx(same[-1][count], rel=0.05)
