@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU: makes a TPU VM or a pod slice, prepares, runs, deletes it.
+# Tried with a stand-in for gcloud only; that the programs suit a TPU is known by
+# compiling them (docs/scaling.md).
 #
 #   launch/tpu_vm.sh VERB --name=NAME --zone=ZONE [OPTIONS] [-- FLAGS]
 #

@@ -179,6 +179,7 @@ def _products(units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
     first, kernels = units[0].conv, [unit.conv.kernel[...] for unit in units]
     kernel = kernels[0] if len(units) == 1 else jnp.concatenate(kernels, axis=3)
     dtype = first.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+    assert isinstance(first.strides, tuple)  # for type checkers
     return lowering.conv_general_dilated(
         x.astype(dtype),
         kernel.astype(dtype),
