@@ -14,7 +14,6 @@ for minutes.
 """
 
 import argparse
-import math
 import os
 import pathlib
 import re
@@ -39,10 +38,7 @@ from abe_jax.retrieval import search
 
 # Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
 BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
-_MEASURED = (
-    *("trace s", "compile s", "GiB", "fits", "GFLOP", "GB", "GB of main memory"),
-    *("ms by FLOP", "ms by GB", "ms by main memory", "collectives"),
-)
+_RETRIEVAL = "retrieval"  # the program that is of no model
 # The parts of a training step, by the named scopes of its program.
 _PARTS = ("augment", "spatial", "attention", "learners", "losses", "update")
 
@@ -50,7 +46,7 @@ _PARTS = ("augment", "spatial", "attention", "learners", "losses", "update")
 def _program(name: str, args: argparse.Namespace, devices: Any) -> tuple[Any, tuple]:
     """A jitted program, and the shapes of its arguments on these devices."""
     mesh = parallel.make_mesh(devices)
-    if name == "retrieval":
+    if name == _RETRIEVAL:
         return _retrieval(tuple(mesh.devices.flat))
     number = args.batch * len(devices)
     fields = (args.learners, args.size, number, args.dtype, args.rematerialize)
@@ -104,51 +100,46 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=f"{chip}:{shape}"
     )
-    of_model = name != "retrieval"
-    row = {
+    program, arguments = _program(name, args, topology.devices)
+    start = time.perf_counter()
+    with lowering.plain_operations():
+        lowered = program.lower(*arguments)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - traced
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    machine = next(m for m in scaling.MACHINES if m.name == chip)
+    text = compiled.as_text()
+    moved = sum(each.moved for each in hlo_text.instructions(text))
+    if args.text:
+        (pathlib.Path(args.text) / f"{name}.txt").write_text(text)
+    if args.largest:
+        _show_largest(text, args.largest)
+    of_model = name != _RETRIEVAL
+    return {
         "program": name,
         "model": f"ABE-{args.learners}, {args.trunk}" if of_model else "",
         "topology": f"{args.topology}, {len(topology.devices)} chips",
         "images a device": args.batch if of_model else "",
         "size": args.size if of_model else "",
         "dtype": args.dtype if of_model else "float32",
-    }
-    program, arguments = _program(name, args, topology.devices)
-    start = time.perf_counter()
-    with lowering.plain_operations():
-        lowered = program.lower(*arguments)
-    traced = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"{row}: {str(error).splitlines()[0]}")
-        return row | dict.fromkeys(_MEASURED, math.nan) | {"fits": False}
-    seconds = time.perf_counter() - traced
-    text = compiled.as_text()
-    if args.text:
-        (pathlib.Path(args.text) / f"{name}.txt").write_text(text)
-    if args.largest:
-        _show_largest(text, args.largest)
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    machine = next(m for m in scaling.MACHINES if m.name == chip)
-    flop, by_xla = cost["flops"], cost["bytes accessed"]
-    moved = sum(each.moved for each in hlo_text.instructions(text))
-    found = hlo_text.collectives(text)
-    measured = (
-        *(traced - start, seconds, needed / 2**30, needed <= machine.memory),
-        *(flop / 1e9, by_xla / 1e9, moved / 1e9),
-        1e3 * flop / machine.peak,
-        *(1e3 * size / BANDWIDTH[chip] for size in (by_xla, moved)),
-        ", ".join(
+        "trace s": traced - start,
+        "compile s": seconds,
+        "GiB": needed / 2**30,
+        "fits": needed <= machine.memory,
+        "GFLOP": cost["flops"] / 1e9,
+        "GB": cost["bytes accessed"] / 1e9,
+        "GB of main memory": moved / 1e9,
+        "ms by FLOP": 1e3 * cost["flops"] / machine.peak,
+        "ms by GB": 1e3 * cost["bytes accessed"] / BANDWIDTH[chip],
+        "ms by main memory": 1e3 * moved / BANDWIDTH[chip],
+        "collectives": ", ".join(
             f"{len(sizes)} {op} ({sum(sizes) / 1e6:.2f} MB)"
-            for op, sizes in found.items()
+            for op, sizes in hlo_text.collectives(text).items()
         ),
-    )
-    return row | dict(zip(_MEASURED, measured, strict=True))
+    }
 
 
 def _show_largest(text: str, number: int) -> None:
@@ -177,22 +168,25 @@ def _part(each: hlo_text.Instruction) -> str:
 
 
 def largest_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of ever closer batches, a device's, around the largest that fits.
+    """Rows of ever closer batches, a device's, up to the largest that fits.
 
     The first is `args.batch`; then it is doubled while it fits, and halved between
-    what fits and what does not, in steps of eight images.
+    what fits and what does not, until these are eight images apart.
     """
-    rows, fits, too_large, batch = [], 0, 0, args.batch
-    while True:
-        rows.append(measure(name, argparse.Namespace(**{**vars(args), "batch": batch})))
-        print(f"{batch} images: {rows[-1]['GiB']:.2f} GiB", flush=True)
-        if rows[-1]["fits"]:
-            fits = batch
-        else:
-            too_large = batch
-        if too_large and too_large - fits <= 8:
-            return rows
-        batch = (fits + too_large) // 16 * 8 if too_large else 2 * fits
+    rows, fits, too_large, batch = [], 0, None, args.batch
+    while too_large is None or too_large - fits > 8:
+        try:
+            own = argparse.Namespace(**{**vars(args), "batch": batch})
+            rows.append(measure(name, own))
+            enough = rows[-1]["fits"]
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            enough = False
+        print(f"{batch} images: {'fit' if enough else 'too many'}", flush=True)
+        fits, too_large = (batch, too_large) if enough else (fits, batch)
+        batch = 2 * fits if too_large is None else (fits + too_large) // 2
+    return rows
 
 
 def main() -> None:
@@ -213,7 +207,10 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
     for name in args.programs.split(","):
-        rows += largest_batch(name, args) if args.fit else [measure(name, args)]
+        bisected = args.fit and name != _RETRIEVAL
+        rows += largest_batch(name, args) if bisected else [measure(name, args)]
+    if not rows:
+        parser.error("no batch was small enough; lower --batch.")
     side_by_side.show(rows, args.json)
 
 

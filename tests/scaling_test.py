@@ -1,30 +1,15 @@
 """The formulas behind docs/scaling.md."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import jax
 import pytest
+from benchmark import load
+from command_line import ROOT
 from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
-
-ROOT = Path(__file__).parents[1]
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "benchmarks" / f"{name}.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 scaling = load("scaling")
 V5E = scaling.MACHINES[0]

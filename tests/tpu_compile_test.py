@@ -3,22 +3,18 @@
 By benchmarks/tpu_compile.py, in a small form: ABE-2 at 64 x 64, 4 images a device.
 """
 
-import importlib.util
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
+from benchmark import load
+from command_line import ROOT
 
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
-_SPEC = importlib.util.spec_from_file_location("hlo_text", BENCHMARKS / "hlo_text.py")
-assert _SPEC and _SPEC.loader
-hlo_text = importlib.util.module_from_spec(_SPEC)
-sys.modules["hlo_text"] = hlo_text  # dataclasses look their module up
-_SPEC.loader.exec_module(hlo_text)
+BENCHMARKS = ROOT / "benchmarks"
+hlo_text = load("hlo_text")
 
 PARAMETERS = 9_844_800
 EMBEDDING_DIM = 512

@@ -177,7 +177,7 @@ def _products(units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
     backward, so that the maps are read once.
     """
     first, kernels = units[0].conv, [unit.conv.kernel[...] for unit in units]
-    kernel = kernels[0] if len(units) == 1 else jnp.concatenate(kernels, axis=3)
+    kernel = jnp.concatenate(kernels, axis=3)
     dtype = first.dtype or jnp.promote_types(x.dtype, kernel.dtype)
     assert isinstance(first.strides, tuple)  # for type checkers
     return lowering.conv_general_dilated(
@@ -197,11 +197,10 @@ def _activated(units: Sequence[ConvUnit], products: Sequence[jax.Array]) -> jax.
     norms = [unit.norm for unit in units if unit.norm is not None]
     if norms:
         products = [norm(x) for norm, x in zip(norms, products, strict=True)]
-    x = products[0] if len(products) == 1 else jnp.concatenate(products, axis=3)
+    x = jnp.concatenate(products, axis=3)
     biases = [unit.conv.bias[...] for unit in units if unit.conv.bias is not None]
     if biases:
-        bias = biases[0] if len(biases) == 1 else jnp.concatenate(biases)
-        x += bias.astype(x.dtype).reshape(1, 1, 1, -1)
+        x += jnp.concatenate(biases).astype(x.dtype).reshape(1, 1, 1, -1)
     return nnx.relu(x)
 
 
@@ -327,8 +326,7 @@ def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4) -> jax
     The sum is centred on each channel of `[..., C]`; BVLC's GoogLeNet uses the
     defaults (Krizhevsky et al., 2012, section 3.3). Backward only `x` is kept.
     """
-    wide, scale, power = _response(x, size, alpha)
-    del scale
+    wide, _, power = _response(x, size, alpha)
     return (wide * power).astype(x.dtype)
 
 

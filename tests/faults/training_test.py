@@ -252,51 +252,6 @@ def folder_of(config, photos):
     return config
 
 
-def test_a_broken_image_mid_run_loses_no_line(tiny, photos, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONHASHSEED", "0")
-    images = shutil.copytree(photos, tmp_path / "photos")
-    config = folder_of(tiny(steps=20, log_every=1, checkpoint_every=20), images)
-    config.train.eval_every = 20
-    config.data.in_memory = False
-    train.train_and_evaluate(config, str(tmp_path / "whole"))
-    victim = images / "class03" / "5.png"
-    sound = victim.read_bytes()
-    victim.write_bytes(b"not an image")
-    with pytest.raises(UserError, match="class03/5.png"):
-        train.train_and_evaluate(config, str(tmp_path / "run"))
-    (step,) = checkpoints.steps_in(tmp_path / "run")
-    logged = [m["step"] for m in lines_of(tmp_path / "run") if "train/loss" in m]
-    assert logged == list(range(1, step + 1))
-    victim.write_bytes(sound)
-    train.train_and_evaluate(config, str(tmp_path / "run"))
-    assert_same(final(tmp_path / "run", 20), final(tmp_path / "whole", 20))
-
-
-def test_a_broken_image_right_after_a_step_that_is_not_finite_saves_nothing(
-    tiny, photos, tmp_path, monkeypatch
-):
-    """The loss that is pending when the image is met is looked at first."""
-    images = shutil.copytree(photos, tmp_path / "photos")
-    config = folder_of(tiny(steps=20, log_every=20), images)
-    config.data.in_memory = False
-    (images / "class03" / "5.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"class03/5\.png"):
-        train.train_and_evaluate(config, str(tmp_path / "sound"))
-    last = checkpoints.steps_in(tmp_path / "sound")[-1]
-    assert last % config.train.checkpoint_every  # saved since the image is broken
-    add = progress.Reporter.add
-
-    def add_what_is_not_finite(self, step, arrays):
-        if step == last:
-            arrays = {**arrays, "loss": jax.numpy.float32(jax.numpy.nan)}
-        add(self, step, arrays)
-
-    monkeypatch.setattr(progress.Reporter, "add", add_what_is_not_finite)
-    with pytest.raises(checkpoints.NotFinite, match=f"loss is nan at step {last}"):
-        train.train_and_evaluate(config, str(tmp_path / "run"))
-    assert checkpoints.steps_in(tmp_path / "run") == [4]
-
-
 def test_data_that_changed_is_refused(tiny, photos, tmp_path):
     images = shutil.copytree(photos, tmp_path / "photos")
     config = folder_of(tiny(), images)

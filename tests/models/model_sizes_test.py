@@ -1,15 +1,12 @@
 """Every digit of the paper's table of sizes (design: derived, not measured)."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
+from benchmark import load
+from command_line import ROOT
 
 from abe_jax.models.cpu import lowering
-
-PATH = Path(__file__).parents[2] / "benchmarks" / "model_sizes.py"
 
 # Parameters / 10^7 and multiply-adds / 10^9.
 TABLE = """
@@ -29,11 +26,7 @@ ABE-4^256   1.04 4.46
 
 @pytest.fixture(scope="module")
 def model_sizes():
-    spec = importlib.util.spec_from_file_location("model_sizes", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("model_sizes")
 
 
 @pytest.mark.slow
@@ -46,7 +39,7 @@ def test_the_eleven_rows(model_sizes, capsys):
 
 @pytest.mark.slow
 def test_the_page_has_the_sizes_of_all_trunks(model_sizes):
-    page = (PATH.parents[1] / "docs" / "models.md").read_text()
+    page = (ROOT / "docs" / "models.md").read_text()
     assert model_sizes.trunk_table() in page
 
 
