@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 import threading
 from typing import Any
 
@@ -48,6 +49,9 @@ class Checkpoints:
           workdir: of the run.
           keep: how many of the newest checkpoints stay.
           read_only: nothing in the folder is changed, so that a run may go on in it.
+
+        Raises:
+          NotWritable: what a killed run left half-written cannot be cleared away.
         """
         self._workdir = workdir
         self._folder = (workdir / CHECKPOINTS_FOLDER).absolute()
@@ -59,9 +63,9 @@ class Checkpoints:
             log.setLevel(logging.ERROR)
             options = ocp.CheckpointManagerOptions(read_only=True)
         else:
+            self._clear_unfinished()
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                cleanup_tmp_directories=True,  # of a run that was killed
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
         self._hook = threading.excepthook
@@ -108,11 +112,23 @@ class Checkpoints:
         if not type(raised.thread).__module__.startswith("orbax."):
             self._hook(raised)
 
+    def _unfinished(self) -> list[pathlib.Path]:
+        """Checkpoints without their names yet, as process 0 finds them."""
+        pattern = "*.orbax-checkpoint-tmp*"
+        return list(self._folder.glob(pattern)) if processes.is_first() else []
+
+    def _clear_unfinished(self) -> None:
+        # Orbax would in the background, and closes without waiting for it.
+        try:
+            for folder in self._unfinished():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise _not_written(error) from error
+
     def _seal(self) -> None:
         # Called in the background when all is written, before it gets its name.
-        if processes.is_first():
-            for folder in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                seals.seal(folder)
+        for folder in self._unfinished():
+            seals.seal(folder)
 
     def restore(
         self, like: TrainState, mesh: Mesh, step: int | None = None

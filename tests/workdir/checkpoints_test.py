@@ -202,6 +202,17 @@ def test_what_a_killed_save_left_is_cleared_away(two_steps, tmp_path):
     assert not left.exists()
 
 
+def test_what_a_killed_save_left_cannot_be_cleared_away(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir(parents=True)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(checkpoints.NotWritable, match=r"Permission denied.*12\.orbax"):
+        checkpoints.Checkpoints(tmp_path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["params", "model_state", "opt_state"])
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path, part, value):
