@@ -45,6 +45,8 @@ class Data:
 _EMOJI: Overrides = {"train.steps": 1200, "train.checkpoint_every": 200}
 _PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
 _TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
+_MULTI: Overrides = {"loss.name": "multi_similarity"}
+_LONG: Overrides = _MULTI | {"train.steps": 3600, "train.checkpoint_every": 200}
 DATA: dict[str, Data] = {
     "birds": Data("quickstart", {}),
     "birds_pairs": Data("quickstart", _PAIRS),
@@ -52,9 +54,13 @@ DATA: dict[str, Data] = {
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
     "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
+    # The best that was found: what is tuned starts from longer training.
+    "emoji64_long": Data("emoji64", _LONG),
+    "emoji64_long_tuned": Data(
+        "emoji64", _LONG | _TUNE | {"train.steps": 800}, start="emoji64_long"
+    ),
 }
 
-_MULTI: Overrides = {"loss.name": "multi_similarity"}
 _PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
 
@@ -81,9 +87,13 @@ ROWS: dict[str, Row] = {
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
+    "bfloat16": Row({"model.dtype": "bfloat16"}),
     # Other losses of each learner, chosen with one learner.
     "multi-similarity": Row(_MULTI),
     "1-head, multi-similarity": Row(_MULTI | {"model.name": "one_head"}),
+    "abe-8, contrastive, pairs": Row(
+        _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
+    ),
     "proxy-anchor": Row(_PROXY),
     "1-head, proxy-anchor": Row(_PROXY | {"model.name": "one_head"}),
     **{f"weight decay {w:g}": Row({"train.weight_decay": w}) for w in (0.2, 1.0)},

@@ -3,7 +3,7 @@
     B_m(x) = G(S(x) * A_m(S(x)))
 
 S, G and the attention's common part are shared by the learners; each learner owns one
-1 x 1 convolution. All learners run as one batch of B * M maps.
+1 x 1 convolution. All learners run as one batch of M * B maps.
 """
 
 import jax
@@ -12,6 +12,7 @@ from flax import nnx
 
 from abe_jax.models import initializers
 from abe_jax.models.convolution import convolution
+from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import Between, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -47,11 +48,15 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, between: Between) -> jax.Array:
-        """S's output, maps `[B, h, w, C]`, to masks `[B, M, h, w, C]` in (0, 1)."""
-        masks = nnx.sigmoid(self.last(maps_of(self.common(between))))
-        batch, height, width, _ = masks.shape
-        masks = masks.reshape(batch, height, width, self.num_learners, -1)
-        return jnp.moveaxis(masks, 3, 1)
+        """S's output, maps `[B, h, w, C]`, to masks `[M, B, h, w, C]` in (0, 1)."""
+        common = maps_of(self.common(between))
+        assert self.last.bias is not None  # for type checkers
+        kernel, bias = self.last.kernel[...], self.last.bias[...]
+        dtype = self.last.dtype or jnp.promote_types(common.dtype, kernel.dtype)
+        kernel = kernel.astype(dtype).reshape(kernel.shape[2], self.num_learners, -1)
+        masks = lowering.convolution_by_group(common.astype(dtype), kernel)
+        bias = bias.astype(dtype).reshape(self.num_learners, 1, 1, 1, -1)
+        return nnx.sigmoid(masks + bias)
 
 
 class ABE(nnx.Module):
@@ -102,7 +107,7 @@ class ABE(nnx.Module):
 
         At the paper's branching point h, w are H/16, W/16, and C is 480.
         """
-        return self.attention_branch(self.spatial(images))
+        return jnp.moveaxis(self.attention_branch(self.spatial(images)), 0, 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Embeds preprocessed images.
@@ -122,7 +127,8 @@ class ABE(nnx.Module):
             seen = masked(between, masks)
         with jax.named_scope("learners"):
             embeddings = at_least_float32(self.head(self.global_features(seen)))
-        return unit_length(embeddings.reshape(*masks.shape[:2], -1))
+        by_learner = embeddings.reshape(*masks.shape[:2], -1)
+        return unit_length(jnp.moveaxis(by_learner, 0, 1))
 
 
 def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:

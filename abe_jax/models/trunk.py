@@ -51,18 +51,18 @@ def masked(between: Between, masks: jax.Array) -> Between:
 
     Args:
       between: maps `[B, h, w, C]`, alone or beside other tokens.
-      masks: `[B, M, h, w, C]`.
+      masks: `[M, B, h, w, C]`.
 
     Returns:
-      the same for a batch of B * M, the learners of an image side by side.
+      the same for a batch of M * B, the images of a learner side by side.
     """
     maps = maps_of(between)
-    seen = (maps[:, None] * masks).reshape(-1, *maps.shape[1:])
+    seen = (maps[None] * masks).reshape(-1, *maps.shape[1:])
     if not isinstance(between, Tokens):
         return seen
     batch, count, channels = between.others.shape
-    spread = (batch, masks.shape[1], count, channels)
-    others = jnp.broadcast_to(between.others[:, None], spread)
+    spread = (masks.shape[0], batch, count, channels)
+    others = jnp.broadcast_to(between.others[None], spread)
     return Tokens(seen, others.reshape(-1, count, channels))
 
 

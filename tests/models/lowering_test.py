@@ -177,6 +177,37 @@ def test_bfloat16_convolution_rounds_operands_and_result_only(size, kernel):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=2**-7 * scale)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_groups_of_channels_come_first_on_every_platform(dtype):
+    maps, kernel = _random(2, 4, 5, 6).astype(dtype), _random(6, 3, 7).astype(dtype)
+
+    def total(maps, kernel):
+        y = lowering.convolution_by_group(maps, kernel)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+    def both():
+        grad = jax.grad(total, argnums=(0, 1), has_aux=True)
+        return jax.jit(lambda x, w: grad(x, w))(maps, kernel)
+
+    (of_maps, of_kernel), y = both()
+    x, w = np.float64(maps.astype(jnp.float32)), np.float64(kernel.astype(jnp.float32))
+    for group in range(3):
+        expected = x @ w[:, group]
+        error = 2**-8 if dtype == jnp.bfloat16 else 1e-6
+        np.testing.assert_allclose(np.float64(y[group]), expected, error, 1e-5)
+    with lowering.plain_operations():
+        (plain_of_maps, plain_of_kernel), plain = both()
+    error = 2**-6 if dtype == jnp.bfloat16 else 1e-5
+    for ours, native in (
+        (y, plain),
+        (of_maps, plain_of_maps),
+        (of_kernel, plain_of_kernel),
+    ):
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), native.astype(jnp.float32), error, error
+        )
+
+
 def test_pooling_of_bfloat16_is_exact():
     maps = _random(2, 9, 9, 3).astype(jnp.bfloat16)
     pooled = lowering.max_pool(maps, 3, 2)

@@ -146,14 +146,14 @@ def test_masks_meet_maps_and_no_other_token():
     rng = np.random.default_rng(0)
     maps, others, masks = (
         jnp.asarray(rng.random(shape, np.float32))
-        for shape in ((3, 2, 4, 5), (3, 6, 5), (3, 7, 2, 4, 5))
+        for shape in ((3, 2, 4, 5), (3, 6, 5), (7, 3, 2, 4, 5))
     )
     seen = masked(Tokens(maps, others), masks)
     assert isinstance(seen, Tokens)
     for image in range(3):
         for learner in range(7):
-            row = 7 * image + learner
-            expected = maps[image] * masks[image, learner]
+            row = 3 * learner + image
+            expected = maps[image] * masks[learner, image]
             np.testing.assert_array_equal(seen.maps[row], expected)
             np.testing.assert_array_equal(seen.others[row], others[image])
     np.testing.assert_array_equal(masked(maps, masks), seen.maps)

@@ -102,6 +102,30 @@ def conv_general_dilated(
     return _by_platform(lhs, rhs, cpu=widened, default=native)
 
 
+def convolution_by_group(maps: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 1 x 1 convolution to groups of channels, each by itself in memory.
+
+    Accelerators put it out so; CPUs transpose what they put out.
+
+    Args:
+      maps: `[B, h, w, C]`, floating point.
+      kernel: `[C, groups, D]`, of the same dtype.
+
+    Returns:
+      `[groups, B, h, w, D]`.
+    """
+
+    def transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        flat = kernel.reshape(1, 1, x.shape[3], -1)
+        y = conv_general_dilated(
+            x, flat, (1, 1), ((0, 0), (0, 0)), dimension_numbers=LAYOUT
+        )
+        return jnp.moveaxis(y.reshape(*y.shape[:3], *kernel.shape[1:]), 3, 0)
+
+    product = partial(jnp.einsum, "bhwi,imc->mbhwc")
+    return _by_platform(maps, kernel, cpu=transposed, default=product)
+
+
 def max_pool(
     maps: jax.Array, window: int, stride: int, pads: Pads = ((0, 0), (0, 0))
 ) -> jax.Array:
