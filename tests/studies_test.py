@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from train_test import small_config
 
 from abe_jax import models
-from studies import grid, run, tables
+from studies import figures, grid, run, tables
 
 
 @pytest.mark.parametrize("row", grid.ROWS)
@@ -72,6 +73,48 @@ def test_tables_have_mean_deviation_and_number():
     assert rows[0][6] == "0.25 ± 0.00"
     assert tables.fill(filled, lines) == filled
     assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
+
+
+def test_the_figure_has_what_the_lines_have(tmp_path):
+    def line(row, recall, mean):
+        learner = {"recall": {"1": mean}}
+        own = {"data": "birds_tuned", "part": "test", "row": row, "learners": [{}, {}]}
+        return own | {"recall": {"1": recall}, "mean_learner": learner}
+
+    lines = [
+        line("abe-4", 0.8, 0.7),
+        line("abe-4", 0.9, 0.6),
+        line("8-heads", 0.5, 0.4),
+    ]
+    found = figures.by_learners(lines)
+    assert {kind: list(of_kind) for kind, of_kind in found.items()} == {
+        "ABE": [4],
+        "M-heads": [8],
+    }
+    np.testing.assert_allclose(found["ABE"][4], [[80, 70], [90, 60]])
+    gains, learners = figures.draw(lines).axes
+    points = [p.get_offsets() for p in gains.collections if "birds" in p.get_label()]
+    np.testing.assert_allclose(points[0], [[70, 10], [60, 30]])
+    np.testing.assert_allclose(points[1], [[40, 10]])
+    assert learners.get_legend_handles_labels()[1][0] == "ABE, ensemble"
+    figures.main(tmp_path / "results.png")
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ("abe-8", "ABE"),
+        ("pairs", "ABE"),
+        ("lambda 64", "ABE"),
+        ("lambda 0", "ABE, no L_div"),
+        ("4-heads, L_div", "M-heads"),
+        ("1-head, multi-similarity", None),
+        ("3 x 1-head", None),
+    ],
+)
+def test_the_curve_of_a_row(row, kind):
+    assert figures.kind_of(row) == kind
 
 
 def test_the_committed_lines_are_whole():
