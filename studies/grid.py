@@ -50,6 +50,7 @@ _LONG: Overrides = _MULTI | {"train.steps": 3600, "train.checkpoint_every": 200}
 DATA: dict[str, Data] = {
     "birds": Data("quickstart", {}),
     "birds_pairs": Data("quickstart", _PAIRS),
+    "birds_pairs_long": Data("quickstart", _PAIRS | {"train.steps": 4800}),
     "birds_tuned": Data("quickstart", _PAIRS | _TUNE, start="birds"),
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
