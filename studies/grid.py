@@ -88,6 +88,7 @@ ROWS: dict[str, Row] = {
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
+    **{f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3)},
     "bfloat16": Row({"model.dtype": "bfloat16"}),
     # Other losses of each learner, chosen with one learner.
     "multi-similarity": Row(_MULTI),
