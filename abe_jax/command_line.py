@@ -63,7 +63,8 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 
 def print_line(error: object) -> None:
     """Prints an error, or its message, as one line."""
-    print(f"abe_jax: {' '.join(str(error).split())}", file=sys.stderr)
+    # One write: with PYTHONUNBUFFERED, print makes two, and threads of JAX's write too.
+    sys.stderr.write(f"abe_jax: {' '.join(str(error).split())}\n")
 
 
 def without_traceback(record: logging.LogRecord) -> bool:

@@ -89,7 +89,8 @@ try:
         processes.gather(np.zeros(1))
         print("gathered", flush=True)
 except Exception as error:
-    print(processes.explain(error), file=sys.stderr, flush=True)
+    sys.stderr.write(str(processes.explain(error)) + chr(10))
+    sys.stderr.flush()
     os._exit(1)
 """
 

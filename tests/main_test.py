@@ -1,6 +1,7 @@
 """The command line as users meet it: real processes, their output and exit status."""
 
 import fcntl
+import io
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import pytest
 from command_line import ROOT, SMALL, lines_of, run, start, without_times
 
 import abe_jax
+from abe_jax.command_line import print_line
 
 
 @pytest.fixture(scope="module")
@@ -365,3 +367,21 @@ def test_runs_where_stderr_is_a_terminal(tmp_path):
             break
     assert process.wait(timeout=60) == 0, shown.decode()
     assert "100%" in shown.decode() and "images/s" in shown.decode()
+
+
+def test_a_line_is_one_write_where_python_does_not_buffer(monkeypatch):
+    """As in containers with PYTHONUNBUFFERED, where other threads write between two."""
+    written = []
+
+    class Raw(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            written.append(bytes(data))
+            return len(data)
+
+    unbuffered = io.TextIOWrapper(Raw(), write_through=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stderr", unbuffered)
+    print_line("one\nline")
+    assert written == [b"abe_jax: one line\n"]
