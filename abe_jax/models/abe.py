@@ -51,12 +51,12 @@ class Attention(nnx.Module):
         """S's output, maps `[B, h, w, C]`, to masks `[M, B, h, w, C]` in (0, 1)."""
         common = maps_of(self.common(between))
         assert self.last.bias is not None  # for type checkers
-        kernel, bias = self.last.kernel[...], self.last.bias[...]
-        dtype = self.last.dtype or jnp.promote_types(common.dtype, kernel.dtype)
-        kernel = kernel.astype(dtype).reshape(kernel.shape[2], self.num_learners, -1)
-        masks = lowering.convolution_by_group(common.astype(dtype), kernel)
-        bias = bias.astype(dtype).reshape(self.num_learners, 1, 1, 1, -1)
-        return nnx.sigmoid(masks + bias)
+        common, kernel, bias = self.last.promote_dtype(
+            (common, self.last.kernel[...], self.last.bias[...]), dtype=self.last.dtype
+        )
+        kernel = kernel.reshape(kernel.shape[2], self.num_learners, -1)
+        masks = lowering.convolution_by_group(common, kernel)
+        return nnx.sigmoid(masks + bias.reshape(self.num_learners, 1, 1, 1, -1))
 
 
 class ABE(nnx.Module):
