@@ -51,6 +51,7 @@ DATA: dict[str, Data] = {
     "birds": Data("quickstart", {}),
     "birds_pairs": Data("quickstart", _PAIRS),
     "birds_pairs_long": Data("quickstart", _PAIRS | {"train.steps": 4800}),
+    "birds_fast": Data("quickstart", _PAIRS | {"train.learning_rate": 4e-3}),
     "birds_tuned": Data("quickstart", _PAIRS | _TUNE, start="birds"),
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
@@ -88,7 +89,9 @@ ROWS: dict[str, Row] = {
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
-    **{f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3)},
+    **{
+        f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3, 8e-3)
+    },
     "bfloat16": Row({"model.dtype": "bfloat16"}),
     # Other losses of each learner, chosen with one learner.
     "multi-similarity": Row(_MULTI),

@@ -6,6 +6,7 @@ of the global batch. Nothing here imports jax: workers must not touch a device. 
 not take the last batch closes what gives them: workers end with it.
 """
 
+import atexit
 import dataclasses
 import gc
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
 import grain
+import grain.multiprocessing
 import numpy as np
 
 from abe_jax import interrupts
@@ -186,6 +188,15 @@ def _read(
             # others, which Python 3.13 warns of.
             del iterator
             gc.collect()
+
+
+@atexit.register
+def _wait_until_memory_is_freed() -> None:
+    # Grain frees what workers shared in a thread, and Python drops at its end what is
+    # left for such a thread to do.
+    thread = grain.multiprocessing.SharedMemoryArray._del_thread_pool
+    if thread is not None:
+        thread.apply(int)  # comes after all that waits: there is one thread
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -53,10 +53,10 @@ if __name__ == "__main__":
 
 
 @contextlib.contextmanager
-def reading(tmp_path):
+def reading(tmp_path, text=READS):
     """The process above, in a session of its own, once both workers have given."""
     program = tmp_path / "program.py"
-    program.write_text(READS)
+    program.write_text(text)
     process = subprocess.Popen(
         [sys.executable, str(program)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -108,6 +108,28 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, to_all):
         _, errors = process.communicate(timeout=40)
         assert (process.returncode, errors) == (0, "")
         assert_all_end(process.pid)
+
+
+# Memory is freed by a thread of Grain's, which may be late when the processor is busy.
+LATE = """
+import time
+from grain.multiprocessing import SharedMemoryArray
+
+free = SharedMemoryArray.close_shm_async
+
+def late(*args):
+    time.sleep(0.05)
+    free(*args)
+
+SharedMemoryArray.close_shm_async = late
+"""
+
+
+def test_a_ctrl_c_leaves_no_memory_that_is_freed_late(tmp_path):
+    with reading(tmp_path, LATE + READS) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
 
 
 # Ctrl-C comes while memory is freed, where Python drops what is raised.
