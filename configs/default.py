@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     model.freeze_batch_norm = False  # train with the running averages (ours)
     # Where S ends: pool3 (the paper's, and the default), pool2, 3a, 4a or 4b. Ours:
     # layer3 (the default) or layer2 of a ResNet, block6 (the default), or block1 to
-    # block11, of a ViT.
+    # block12, of a ViT.
     model.branch = placeholder(str)
     # Blocks behind S that the attention branch copies; by default 5 (the paper's), the
     # next layer of a ResNet, 2 of a ViT (ours).

@@ -96,6 +96,9 @@ ROWS: dict[str, Row] = {
     # Other losses of each learner, chosen with one learner.
     "multi-similarity": Row(_MULTI),
     "1-head, multi-similarity": Row(_MULTI | {"model.name": "one_head"}),
+    "1-head, multi-similarity, rate 0.004": Row(
+        _MULTI | {"model.name": "one_head", "train.learning_rate": 4e-3}
+    ),
     "abe-8, contrastive, pairs": Row(
         _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
     ),
