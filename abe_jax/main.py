@@ -129,6 +129,8 @@ def _main(argv: Sequence[str]) -> None:
     for name in _OF_MODES:
         if flags.FLAGS[name].present and name not in mode.takes:
             raise UserError(f"--{name} is not for --mode={_MODE.value}.")
+    if _several_processes() and mode.function.startswith("abe_jax.apply"):
+        raise UserError(f"--mode={_MODE.value} is for one process, on all its devices.")
     config_files.require_known(_CONFIG.value)
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -191,7 +193,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
         _forget(interrupt)
         lost = "stopped at once; what was done since the last checkpoint is lost."
         _fail(UserError(lost), 128 + signal.SIGINT)
-    except (MemoryError, RuntimeError, ValueError) as error:  # as JAX's own are
+    except Exception as error:
         from abe_jax import processes
 
         known = processes.explain(error)
@@ -201,6 +203,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
         if not _several_processes():
             raise
         traceback.print_exc()
+        _forget(error)
         _leave(1)
 
 
@@ -210,6 +213,10 @@ def _forget(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
     gc.collect()
+    if "abe_jax.data" in sys.modules:
+        from abe_jax.data import pipeline
+
+        pipeline.wait_until_memory_is_freed()
 
 
 def _fail(error: UserError, status: int) -> NoReturn:

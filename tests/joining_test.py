@@ -192,36 +192,78 @@ def test_only_what_another_process_causes_is_put_down_to_it(monkeypatch):
 
 
 ONE_OF_TWO = """
-import sys
+import atexit, builtins, sys
 from absl import flags
 from abe_jax import main
 import jax
 flags.FLAGS(["abe-jax", "--num_processes=2"])
 jax.distributed.is_initialized = lambda: True
 def fail(argv):
-    raise RuntimeError(sys.argv[1])
+    raise getattr(builtins, sys.argv[2])(sys.argv[1])
+atexit.register(print, "left Python's way")  # which waits for the other process
 main._main = fail
 main._guarded_main(["abe-jax"])
 """
 
 
 @pytest.mark.parametrize(
-    ("reason", "last"),
+    ("reason", "kind", "last"),
     [
-        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.", "abe_jax: out of"),
-        ("INVALID_ARGUMENT: shapes", "RuntimeError: INVALID_ARGUMENT: shapes"),
-        ("Gloo AllGather failed: reset", "abe_jax: another process of this run"),
+        (
+            "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.",
+            "RuntimeError",
+            "abe_jax: out of",
+        ),
+        (
+            "INVALID_ARGUMENT: shapes",
+            "RuntimeError",
+            "RuntimeError: INVALID_ARGUMENT: shapes",
+        ),
+        (
+            "Gloo AllGather failed: reset",
+            "RuntimeError",
+            "abe_jax: another process of this run",
+        ),
+        ("no such device", "OSError", "OSError: no such device"),
     ],
 )
-def test_an_error_of_one_of_several_processes_is_told_as_what_it_is(reason, last):
+def test_an_error_of_one_of_several_processes_is_told_as_what_it_is(reason, kind, last):
     ended = subprocess.run(
-        [sys.executable, "-c", ONE_OF_TWO, reason],
+        [sys.executable, "-c", ONE_OF_TWO, reason, kind],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].startswith(last), ended.stderr
+    assert ended.stdout == ""
+
+
+HOLDS_SHARED_MEMORY = """
+import time
+from absl import flags
+from grain.multiprocessing import SharedMemoryArray
+from abe_jax import data, main
+from abe_jax.errors import UserError
+flags.FLAGS(["abe-jax", "--num_processes=2"])
+SharedMemoryArray.enable_async_del()
+free = SharedMemoryArray.close_shm_async
+def late(*args):
+    time.sleep(1)
+    free(*args)
+SharedMemoryArray.close_shm_async = late
+def fail(argv):
+    array = SharedMemoryArray((4,), "u1")
+    array.unlink_on_del()
+    raise UserError("a mistake")
+main._main = fail
+main._guarded_main(["abe-jax"])
+"""
+
+
+def test_one_of_several_processes_frees_shared_memory_when_it_fails():
+    ended = called_alone(HOLDS_SHARED_MEMORY)
+    assert (ended.returncode, ended.stderr) == (1, "abe_jax: a mistake\n")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +277,10 @@ def test_an_error_of_one_of_several_processes_is_told_as_what_it_is(reason, last
                 "--process_id=2",
             ],
             "--process_id=2 is not one of 2 processes; they count from 0",
+        ),
+        (
+            ["--distributed", "--mode=embed", "--images=x", "--output=x.npz"],
+            "--mode=embed is for one process, on all its devices",
         ),
     ],
 )

@@ -4,14 +4,17 @@ It looks at a small part of the gallery and may miss what is near; what it finds
 scored exactly. `recall` says how much it misses.
 """
 
+import contextlib
 import hashlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from abe_jax import retrieval
-from abe_jax.errors import UserError
+from abe_jax.data.datasets.tree import shown
+from abe_jax.errors import UserError, first_line
 
 _MEASURED = 200  # rows that ask, to measure the recall
 _NEIGHBOURS = 10
@@ -33,7 +36,8 @@ class Graph:
           stem: path of the files, less what tells their rows apart and the suffix.
 
         Raises:
-          UserError: usearch is not installed.
+          UserError: usearch is not installed, or the file is damaged or cannot be
+            written.
         """
         try:
             from usearch.index import Index
@@ -46,19 +50,28 @@ class Graph:
         self._graph: Any = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
         self.recall: float | None = None
         if path.exists():
-            self._graph.load(str(path))
+            with _named("read", path, "delete it, and it is made anew"):
+                self._graph.load(str(path))
             return
         self._graph.add(np.arange(len(rows)), rows)
         self.recall = self._measure(rows)
-        for old in stem.parent.glob(f"{stem.name}-*.usearch"):
-            old.unlink()
-        self._graph.save(str(path))
+        part = path.with_suffix(".part")
+        with _named("write", path, "make room there"):
+            self._graph.save(str(part))
+            for old in stem.parent.glob(f"{stem.name}-*.usearch"):
+                old.unlink()
+            part.replace(path)
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `retrieval.Gallery.top_k`; a row that is missed leaves its place."""
+        """As `retrieval.Gallery.top_k`; where fewer are found, row -1 at the end."""
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1)
         found = self._graph.search(queries, k)
-        keys, scores = np.asarray(found.keys), 1 - np.asarray(found.distances)
-        return scores.reshape(len(queries), -1), keys.reshape(len(queries), -1)
+        # usearch answers a single query with its matches alone.
+        for query, matches in enumerate([found] if len(queries) == 1 else found):
+            rows[query, : len(matches)] = matches.keys
+            scores[query, : len(matches)] = 1 - matches.distances
+        return scores, rows
 
     def _measure(self, rows: np.ndarray) -> float:
         asked = rows[np.linspace(0, len(rows) - 1, _MEASURED).astype(int)]
@@ -66,3 +79,13 @@ class Graph:
         _, exact = retrieval.top_k(asked, rows, k)
         _, found = self.top_k(asked, k)
         return float((found[:, :, None] == exact[:, None, :]).any(axis=1).mean())
+
+
+@contextlib.contextmanager
+def _named(verb: str, path: pathlib.Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot {verb} the graph {shown(path)} ({first_line(error)}); {advice}."
+        ) from error

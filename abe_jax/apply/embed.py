@@ -14,6 +14,7 @@ from pyarrow import parquet
 from abe_jax.apply import progress
 from abe_jax.apply.images import ImageFile, Path, find, shown
 from abe_jax.apply.trained import Trained
+from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
 
 
@@ -64,7 +65,7 @@ def write_embeddings(
       UserError: no images, another suffix, the output cannot be written, or, if
         strict, an image cannot be read.
     """
-    path = pathlib.Path(output)
+    path = locate(output, "output")
     writer = _require_known(path)
     files = find(images)
     refused: list[tuple[ImageFile, UserError]] = []

@@ -1,10 +1,11 @@
 """Images below a folder or in zip files, in order, and what is in them.
 
-Folders are walked to any depth, images may lie in them loose or in zip files. Hidden
-files and the `._*` copies that macOS writes are left out. A name is the path below the
-folder with forward slashes, that of an image in a zip file goes on inside it:
-`trips/oslo.jpg`, `trips/rome.zip/day 1/forum.png`. Names keep the bytes of the file
-system (`surrogateescape`): `os.fsencode(name)` gives them back.
+Folders are walked to any depth, as for training (`abe_jax.data.datasets.tree`): links
+to folders are followed; hidden files, system folders and workdirs of runs are left out.
+Images may lie loose or in zip files. A name is the path below the folder with forward
+slashes, that of an image in a zip file goes on inside it: `trips/oslo.jpg`,
+`trips/rome.zip/day 1/forum.png`. Names keep the bytes of the file system
+(`surrogateescape`): `os.fsencode(name)` gives them back.
 """
 
 import collections
@@ -21,14 +22,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from abe_jax.data.datasets.tree import shown
-from abe_jax.data.decoding import SUFFIXES
+from abe_jax.data.datasets.tree import SYSTEM_FOLDERS, Tree, locate, shown
+from abe_jax.data.decoding import MAX_BYTES, SUFFIXES
 from abe_jax.errors import UserError
 
 Path: TypeAlias = str | os.PathLike[str]
-
-# Above this a member of a zip file is no photograph but a trap.
-_MAX_BYTES = 512 * 2**20
 
 _ZIP_ERRORS = (
     EOFError,
@@ -62,9 +60,9 @@ def find(path: Path) -> list[ImageFile]:
     """Lists the images of a folder, of a zip file, or the one image, sorted by name.
 
     Raises:
-      UserError: nothing is there, or it holds no images.
+      UserError: nothing is there, it holds no images, or a folder cannot be read.
     """
-    path = pathlib.Path(path)
+    path = locate(path, "images")
     if path.is_dir():
         found = _in_folder(path)
     elif path.suffix.lower() == ".zip" and path.is_file():
@@ -107,9 +105,9 @@ class Reader:
                 return image.path.read_bytes()
             archive = self._open(image.path)
             member = archive.infolist()[image.member]
-            if member.file_size > _MAX_BYTES:
+            if member.file_size > MAX_BYTES:
                 raise UserError(
-                    f"{shown(image.name)} is larger than {_MAX_BYTES} bytes."
+                    f"{shown(image.name)} is larger than {MAX_BYTES} bytes."
                 )
             return archive.read(member)
         except (IndexError, *_ZIP_ERRORS) as error:
@@ -164,20 +162,17 @@ def decoded(
 
 def _in_folder(path: pathlib.Path) -> list[ImageFile]:
     found = []
-    for folder, subfolders, files in os.walk(path):
-        subfolders[:] = [name for name in subfolders if _is_visible(name)]
-        for name in files:
-            file = pathlib.Path(folder, name)
-            relative = file.relative_to(path).as_posix()
-            if not _is_visible(name):
-                continue
-            if name.lower().endswith(SUFFIXES):
-                found.append(_loose(file, relative))
-            elif name.lower().endswith(".zip"):
-                try:
-                    found += _in_zip(file, f"{relative}/")
-                except UserError:  # reading it will tell, as of a broken image
-                    found.append(_loose(file, relative))
+    tree = Tree.of(path)
+    tree.log_left_out()
+    for name, place in tree.files.items():
+        file = pathlib.Path(place)
+        if name.lower().endswith(SUFFIXES):
+            found.append(_loose(file, name))
+        elif name.lower().endswith(".zip"):
+            try:
+                found += _in_zip(file, f"{name}/")
+            except UserError:  # reading it will tell, as of a broken image
+                found.append(_loose(file, name))
     return found
 
 
@@ -208,4 +203,4 @@ def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
 
 
 def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+    return not name.startswith(".") and name not in SYSTEM_FOLDERS

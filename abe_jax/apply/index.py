@@ -103,7 +103,7 @@ class Index:
 
         Returns:
           cosines `[Q, k]` float32 in [-1, 1], of all learners their mean, largest
-          first; and rows of the index `[Q, k]`.
+          first; and rows of the index `[Q, k]`, -1 where `graph` found fewer.
         """
         k = min(k, len(self))
         chosen = slice(None) if learner is None else slice(learner, learner + 1)

@@ -17,7 +17,7 @@ from abe_jax.apply.images import ImageFile, Path, decoded, find
 from abe_jax.apply.index import Index, refresh
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
-from abe_jax.workdir import EVALUATION_FILE, config_files, locate
+from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate
 from abe_jax.workdir.checkpoints import Checkpoints
 
 Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
@@ -63,6 +63,8 @@ class Trained:
         self.workdir = locate(workdir)
         stored = config_files.of_workdir(self.workdir) if config is None else config
         self.config: Any = stored.copy_and_resolve_references()
+        fields.require_in_range(self.config)
+        decoding.require_known_square(self.config.data.square)
         with self.config.unlocked():
             self.config.model.pretrained = None  # the checkpoint has the weights
         self._mesh = parallel.make_mesh(jax.local_devices())
@@ -171,7 +173,8 @@ class Trained:
             or the folder.
           top_k: how many; all where the gallery holds fewer.
           learner: the one that compares, from 0; None for all together.
-          approximate: by usearch, for millions of images; exactly by default.
+          approximate: by usearch, for millions of images, which may find fewer;
+            exactly by default.
 
         Returns:
           for each query its matches, the best first.
@@ -194,7 +197,7 @@ class Trained:
         )
         paths = index.paths
         return [
-            [Match(paths[row], score) for row, score in zip(*found, strict=True)]
+            [Match(paths[row], x) for row, x in zip(*found, strict=True) if row >= 0]
             for found in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 

@@ -20,6 +20,9 @@ SUFFIXES = (
     *(".jpx", ".avif"),
 )
 
+# Above this a file in a zip file is no photograph but a trap.
+MAX_BYTES = 512 * 2**20
+
 SQUARES = ("centre", "squeeze", "pad")
 
 # Beside a padded image (ours; the paper does not say which): the means, RGB, that the

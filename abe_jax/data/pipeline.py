@@ -191,9 +191,9 @@ def _read(
 
 
 @atexit.register
-def _wait_until_memory_is_freed() -> None:
-    # Grain frees what workers shared in a thread, and Python drops at its end what is
-    # left for such a thread to do.
+def wait_until_memory_is_freed() -> None:
+    """Returns when memory that workers shared, and nobody holds, is given back."""
+    # Grain does it in a thread, and Python drops at its end what is left to do there.
     thread = grain.multiprocessing.SharedMemoryArray._del_thread_pool
     if thread is not None:
         thread.apply(int)  # comes after all that waits: there is one thread

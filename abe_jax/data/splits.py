@@ -145,6 +145,12 @@ def create(config) -> Splits:
         evaluation = in_train & np.isin(source.labels, held_out)
         train, name = in_train & ~evaluation, "validation"
         in_gallery = np.zeros(len(source), bool)
+    for part, chosen in (("train", train), (name, evaluation)):
+        if not chosen.any():
+            raise UserError(
+                f"data.path {config.path!r} holds no images in its {part} part; put "
+                "class folders there, or leave the part out."
+            )
     if isinstance(source, ImageFolder):  # prepare counted them where it stored images
         copies = source.count_copies(np.flatnonzero(train), np.flatnonzero(evaluation))
         if copies:

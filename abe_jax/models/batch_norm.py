@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abe_jax.parallel import DATA_AXIS
 from abe_jax.precision import at_least_float32
-
-DATA_AXIS = "data"
 
 
 class BatchNorm(nnx.BatchNorm):

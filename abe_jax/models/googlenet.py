@@ -40,7 +40,7 @@ _INCEPTION_CHANNELS = {
 
 # Scope of sums over channels, which are no multiply-adds of the published network.
 NEIGHBOURS = "sum_of_neighbours"
-# Stages that halve the maps, and the window with which they do.
+# Stages that halve the maps.
 _POOLS = ("pool2", "pool3", "pool4")
 
 

@@ -47,7 +47,7 @@ def read(path: str) -> dict[str, Tensor]:
       UserError: the file is not there, too large, broken or not plain weights; or the
         package that reads it is not installed.
     """
-    file = hub.fetch(path) if path.startswith(hub.PREFIX) else Path(path)
+    file = hub.fetch(path) if path.startswith(hub.PREFIX) else Path(path).expanduser()
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import markupsafe
 import numpy as np
 
-from abe_jax import data, processes
+from abe_jax import data, losses, processes
 from abe_jax.data.datasets.tree import shown
 from abe_jax.evaluate import (
     METRICS,
@@ -132,8 +132,8 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
 
 
 def _summary(content: dict) -> str:
-    seen = content["protocol"]["zero_shot"]
-    which = "classes that were never seen in training" if seen else "known classes"
+    unseen = content["protocol"]["zero_shot"]
+    which = "classes that were never seen in training" if unseen else "known classes"
     return (
         f"{content['num_queries']:,} queries of {which}, among "
         f"{content['num_gallery']:,} images; step {content['step']:,}."
@@ -186,12 +186,13 @@ def _curves(lines: list[dict], k: str) -> Iterator[tuple[str, str, Any]]:
     def points(name: str) -> list[tuple[int, float]]:
         return [(m["step"], m[name]) for m in lines if name in m]
 
-    losses = {n: points(f"train/{n}") for n in ("loss", "contrastive", "divergence")}
+    names = "loss", *losses.METRIC_LOSSES, "divergence"
+    of_losses = {name: points(f"train/{name}") for name in names}
     recalls = {
         "ensemble": points(f"eval/recall@{k}"),
         "mean learner": points(f"eval/mean_learner/recall@{k}"),
     }
-    for title, drawn in (("Loss", losses), (f"Recall@{k}", recalls)):
+    for title, drawn in (("Loss", of_losses), (f"Recall@{k}", recalls)):
         ends = [f"{name} {p[-1][1]:.3f}" for name, p in drawn.items() if p]
         if ends:
             alt = f"{title} over the steps; at the end: {', '.join(ends)}"

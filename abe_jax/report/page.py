@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 import abe_jax
+from abe_jax.workdir import write_whole
 
 # Of all pictures of a page together; the rest of it is small.
 PICTURE_BYTES = 7 * 2**20
@@ -93,12 +94,14 @@ def write(path: pathlib.Path, template: str, **content: object) -> None:
       path: of the page.
       template: file in `templates/`.
       **content: its variables; text of any kind, which is escaped.
+
+    Raises:
+      NotWritable: such as on a full disk.
     """
     filled = (
         _templates()
         .get_template(template)
         .render(version=abe_jax.__version__, **content)
     )
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(filled, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
+    # Names may hold bytes that are no UTF-8.
+    write_whole(path, filled.encode("utf-8", "backslashreplace").decode())

@@ -9,6 +9,7 @@ the images themselves.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,6 +35,7 @@ from abe_jax.workdir import NotWritable
 _log = logging.getLogger(__name__)
 
 _RECORDS, _ABOUT = "features.array_record", "features.json"
+_UNFINISHED = ".unfinished-"
 
 
 class _Records(Protocol):
@@ -166,8 +169,9 @@ class _Writer:
     def __enter__(self) -> "_Writer":
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
+            _clear_left_over(self._folder.parent)
             self._unfinished = pathlib.Path(
-                tempfile.mkdtemp(prefix=".unfinished-", dir=self._folder.parent)
+                tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._folder.parent)
             )
             path = str(self._unfinished / _RECORDS)
             self._records = ArrayRecordWriter(path, "group_size:1")
@@ -191,9 +195,11 @@ class _Writer:
             if kind is None:
                 about = {"count": self.count, **self._about}
                 (self._unfinished / _ABOUT).write_text(json.dumps(about))
-                # Another process of this run may have been the first.
-                with contextlib.suppress(OSError):
+                try:
                     os.rename(self._unfinished, self._folder)
+                except OSError as error:  # another process or run may be the first
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
         except (OSError, RuntimeError) as error:
             raise self._refused(error) from error
         finally:
@@ -204,6 +210,15 @@ class _Writer:
             f"cannot write data.feature_cache {self._folder.parent}: {error}; make "
             "room, choose another folder, or leave the cache out."
         )
+
+
+def _clear_left_over(cache: pathlib.Path) -> None:
+    """Removes what killed runs left: unfinished, and not written to for a day."""
+    for folder in cache.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another process may remove it as well
+            written = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if time.time() - written > 86_400:
+                shutil.rmtree(folder)
 
 
 def _read(folder: pathlib.Path, count: int) -> tuple[_Records, np.dtype]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from abe_jax import data, evaluate, parallel, processes
-from abe_jax.train import features, setup
+from abe_jax.train import features, loop, setup
 from abe_jax.workdir import fields
 
 # Steps that are timed, after the first, and batches that are embedded: the same number
@@ -63,7 +63,8 @@ def show_forecast(config, workdir: str) -> None:
     images = {part: len(subset) for part, subset in splits.parts.items()}
     evaluated = sum(images.values()) - images["train"]
     evaluation_seconds = (time.perf_counter() - start) * evaluated / len(few)
-    evaluations = config.train.steps // config.train.eval_every + 1
+    steps = range(config.train.steps + 1)
+    evaluations = sum(loop.is_evaluated(config.train, step) for step in steps)
     total = (
         seconds[0]
         + step_seconds * config.train.steps

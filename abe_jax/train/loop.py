@@ -26,7 +26,6 @@ from abe_jax.workdir import (
     trace,
     trackers,
     weights,
-    writing,
 )
 
 _log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             )
             _drop_later_evaluation(folder, start)
             writer = metrics.MetricWriter(
-                folder, resume_step=start, evaluates=_is_evaluated(config.train, start)
+                folder, resume_step=start, evaluates=is_evaluated(config.train, start)
             )
             writer = trackers.attach(writer, config.train.trackers, folder, config)
         stack.callback(writer.close)
@@ -119,7 +118,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             )
             stack.callback(batches.close)
             while True:
-                if _is_evaluated(config.train, step):
+                if is_evaluated(config.train, step):
                     reporter.flush()
                     evaluation = None
                     if known is None or step > start:
@@ -128,10 +127,9 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                     scalars = evaluate.scalars(known)
                     writer.write(step, scalars)
                     if evaluation is not None and processes.is_first():
-                        with writing():
-                            report.write(folder, evaluation)
-                            # Last, as it says that the step is evaluated.
-                            evaluate.write(folder, evaluation.content)
+                        report.write(folder, evaluation)
+                        # Last, as it says that the step is evaluated.
+                        evaluate.write(folder, evaluation.content)
                     reporter.log_evaluation(step, known)
                 if step == config.train.steps:
                     break
@@ -172,7 +170,8 @@ def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
         raise refusal or UserError("process 0 cannot have the workdir, and says why.")
 
 
-def _is_evaluated(config, step: int) -> bool:
+def is_evaluated(config, step: int) -> bool:
+    """Whether training evaluates after a step, by the `train` section of a config."""
     return step == config.steps or step % config.eval_every == 0
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from abe_jax import parallel, processes
 from abe_jax.errors import UserError, first_line
 from abe_jax.train_step import TrainState, Tree
-from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals
+from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals, writing
 
 DAMAGED_FOLDER = "damaged_checkpoints"
 
@@ -359,8 +359,9 @@ def _move_aside(folder: pathlib.Path, workdir: pathlib.Path) -> None:
     while target.exists():
         number += 1
         target = target.with_name(f"{folder.name}-{number}")
-    target.parent.mkdir(exist_ok=True)
-    folder.rename(target)
+    with writing():
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -54,7 +54,7 @@ class MetricWriter:
         """Writes one line of metrics of a step; what is not finite is null there.
 
         Raises:
-          NotWritable: such as on a full disk; no part of the line is left.
+          NotWritable: such as on a full disk; half a line is never left.
         """
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         line = json.dumps({"step": step, **finite}) + "\n"

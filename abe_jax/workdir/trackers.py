@@ -2,7 +2,8 @@
 
 Named by `train.trackers` of the config; each reads its own environment variables, such
 as WANDB_PROJECT, WANDB_MODE or MLFLOW_TRACKING_URI. A run is one run there, however
-often it was interrupted. Trouble with a tracker is logged, and costs nothing else.
+often it was interrupted. One that does not start ends the run; later trouble with a
+tracker is logged, and costs nothing else.
 """
 
 import importlib.util
@@ -131,8 +132,8 @@ def attach(
     runs = json.loads(path.read_text()) if path.exists() else {}
     trackers: list[Tracker] = []
     for name in names:
-        module = importlib.import_module(name)
         try:
+            module = importlib.import_module(name)
             tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
         except Exception as error:  # such as no login; its classes are its own
             TrackedWriter(writer, trackers).close()

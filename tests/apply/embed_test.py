@@ -1,6 +1,7 @@
 """Embeddings of a folder as a file."""
 
 import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -9,6 +10,7 @@ from apply.conftest import NAMES
 from command_line import run
 from pyarrow import parquet
 
+from abe_jax.apply import images
 from abe_jax.apply.embed import write_embeddings
 from abe_jax.errors import UserError
 
@@ -85,8 +87,6 @@ def test_memory_does_not_grow_with_the_number_of_images(model, pictures, tmp_pat
         most = max(most, started - ended)
         return decode(content, name)
 
-    from abe_jax.apply import images
-
     model.decode = counted
     try:
         for done, _ in model.embed_files(images.find(many), pytest.fail):
@@ -113,3 +113,42 @@ def test_the_mode(workdir, pictures, tmp_path):
     status, _, errors = run(*arguments)
     assert status == 1
     assert "--output is missing" in errors.splitlines()[-1]
+
+
+def test_folders_are_walked_as_for_training(pictures, tmp_path, caplog):
+    shutil.copytree(pictures / "a" / "b", pictures / "@eaDir" / "1.png")
+    run_of_another = pictures / "runs" / "first"
+    (run_of_another / "checkpoints").mkdir(parents=True)
+    (run_of_another / "config.json").write_text("{}")
+    shutil.copy(pictures / "a" / "1.png", run_of_another)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(pictures / "a" / "1.png", tmp_path / "elsewhere" / "5.png")
+    (pictures / "linked").symlink_to(tmp_path / "elsewhere")
+    found = [image.name for image in images.find(pictures)]
+    assert found == sorted([*NAMES, "linked/5.png"])
+    assert "left out 1 system folders: '@eaDir'" in caplog.text
+    assert "left out 1 workdirs of runs: 'runs/first'" in caplog.text
+
+
+def test_an_unreadable_folder_is_told(pictures, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read the folder '.*b'"):
+        images.find(pictures)
+
+
+def test_the_home_folder_may_be_meant(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(images.find("~/my pictures")) == len(NAMES)
+    write_embeddings(model, pictures, "~/e.npz")
+    assert (tmp_path / "e.npz").exists()
+    with pytest.raises(UserError, match="images=gs://photos is a remote path"):
+        images.find("gs://photos")
+    with pytest.raises(UserError, match="output=gs://e.npz is a remote path"):
+        write_embeddings(model, pictures, "gs://e.npz")

@@ -9,6 +9,7 @@ from apply.conftest import NAMES
 from command_line import run
 from PIL import Image
 
+from abe_jax.apply.approximate import Graph
 from abe_jax.errors import UserError
 
 
@@ -144,6 +145,20 @@ def test_approximate_search(model, pictures, tmp_path):
     fewer = model.index(pictures, tmp_path / "i.npz")
     assert fewer.graph(None).recall == 1
     assert len(list(tmp_path.glob("i-all-*.usearch"))) == 1
+
+
+@pytest.mark.peers
+def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
+    rows = np.eye(4, dtype=np.float32)
+    scores, found = Graph(rows, tmp_path / "g").top_k(rows[:2], 6)
+    assert (found[:, 0] == [0, 1]).all() and (found[:, 4:] == -1).all()
+    assert (scores[:, 0] == 1).all() and np.isneginf(scores[:, 4:]).all()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot read the graph .*delete it, and it"):
+        Graph(rows, tmp_path / "g")
+    with pytest.raises(UserError, match="cannot write the graph .*make room there"):
+        Graph(rows, tmp_path / "nowhere" / "g")
 
 
 def test_mistakes(model, pictures, tmp_path):

@@ -14,7 +14,9 @@ from PIL import Image
 import abe_jax
 from abe_jax import models, train_step
 from abe_jax.apply import images
+from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
+from abe_jax.workdir import config_files
 
 
 def test_import_and_load_by_name_need_no_jax():
@@ -102,3 +104,17 @@ def test_mistakes(model, tmp_path):
         model.embed(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "fine.png")
     assert model.embed(tmp_path / "fine.png").shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("eval", "batch_size", 0, "eval.batch_size is 0; it must be"),
+        ("data", "square", "centr", "data.square is 'centr'; known are"),
+    ],
+)
+def test_values_of_a_config_are_checked(workdir, section, field, value, message):
+    config = config_files.of_workdir(workdir)
+    config[section][field] = value
+    with pytest.raises(UserError, match=message):
+        Trained(workdir, config=config)

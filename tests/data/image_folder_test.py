@@ -167,3 +167,14 @@ def test_bad_fields_are_refused(tmp_path, fields, message):
     config.update(fields)
     with pytest.raises(UserError, match=message):
         data.create(config)
+
+
+def test_a_link_to_an_image_that_is_gone_is_told_when_it_is_read(tmp_path):
+    folder = make_tree(tmp_path / "photos", ["ash", "oak"])
+    (folder / "ash" / "9.png").symlink_to(tmp_path / "gone.png")
+    source = ImageFolder(folder, 8)
+    before = source.stamp
+    with pytest.raises(UserError, match="ash/9.png"):
+        source[source.names.index("ash/9.png")]
+    (tmp_path / "gone.png").write_bytes(encoded(Image.new("RGB", (8, 8))))
+    assert source.stamp != before

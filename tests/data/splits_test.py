@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from abe_jax import data
+from abe_jax.errors import UserError
 from configs import default
 
 
@@ -115,3 +116,12 @@ def test_any_change_of_the_list_is_told(change, told, photos_of_four):
     now = splits_of(photos_of_four).description()
     assert before["fingerprint"] != now["fingerprint"]
     assert data.differences(before, now)[0].startswith(told)
+
+
+@pytest.mark.parametrize(("empty", "full"), [("test", "train"), ("train", "test")])
+def test_a_part_without_images_is_refused(empty, full, tmp_path):
+    make(tmp_path / "photos" / full, ["ash", "elm"])
+    (tmp_path / "photos" / empty).mkdir()
+    (tmp_path / "photos" / empty / "notes.txt").write_text("nothing yet")
+    with pytest.raises(UserError, match=f"holds no images in its {empty} part; put"):
+        splits_of(tmp_path / "photos")

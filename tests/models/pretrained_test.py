@@ -206,6 +206,10 @@ def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):
     fails("none.onnx", "there is no such file")
     (tmp_path / "folder.pth").mkdir()
     fails("folder.pth", "there is no such file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty.safetensors").touch()
+    with pytest.raises(UserError, match="~/empty.safetensors is broken"):
+        pretrained.load_googlenet("~/empty.safetensors")
     (tmp_path / "weights.h5").touch()
     fails("weights.h5", r"read from \.onnx, \.safetensors, \.pth, \.pt files")
     with (tmp_path / "big.pth").open("wb") as file:

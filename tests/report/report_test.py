@@ -13,6 +13,7 @@ from command_line import run
 
 from abe_jax import data, evaluate, report
 from abe_jax.report import attention, findings, page, plots
+from abe_jax.workdir import NotWritable
 
 
 class Page(html.parser.HTMLParser):
@@ -204,3 +205,18 @@ def test_the_mode(workdir, tmp_path):
     assert output.splitlines() == [str(copy / "report.html")]
     assert "R@1" in (copy / "report.html").read_text()
     assert not (copy / "evaluation.json").exists()
+
+
+def test_the_curve_of_any_loss_is_there(workdir, evaluation, tmp_path):
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    lines = [{"step": step, "train/multi_similarity": 0.5 / step} for step in (1, 2)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (copied / "metrics.jsonl").write_text(text)
+    assert "multi_similarity 0.250" in report.write(copied, evaluation).read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(workdir, evaluation, tmp_path):
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    (copied / "report.html.part").mkdir()
+    with pytest.raises(NotWritable, match="cannot write to --workdir"):
+        report.write(copied, evaluation)

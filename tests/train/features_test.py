@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -15,8 +16,9 @@ import abe_jax
 from abe_jax import evaluate, processes, train, train_step
 from abe_jax.errors import UserError
 from abe_jax.models.trunks import TRUNKS
+from abe_jax.train import features
 from abe_jax.train_step import PARTS
-from abe_jax.workdir import checkpoints
+from abe_jax.workdir import NotWritable, checkpoints
 
 SMALLEST = "vit_small_patch14_dinov2"  # to compile
 
@@ -179,6 +181,37 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         train.train_and_evaluate(
             frozen_config(tmp_path / "cache"), str(tmp_path / "run")
         )
+
+
+def test_what_killed_runs_left_is_cleared_away_after_a_day(tmp_path):
+    for name, hours in ((".unfinished-old", 25), (".unfinished-new", 1)):
+        (tmp_path / name).mkdir()
+        records = tmp_path / name / "features.array_record"
+        records.write_bytes(b"half")
+        then = time.time() - 3600 * hours
+        for path in (records, tmp_path / name):
+            os.utime(path, (then, then))
+    with features._Writer(tmp_path / "key") as writer:
+        writer.write(np.zeros((2, 3), np.float32))
+    assert {path.name for path in tmp_path.iterdir()} == {"key", ".unfinished-new"}
+    with features._Writer(tmp_path / "key") as another:  # who was second
+        another.write(np.zeros((2, 3), np.float32))
+    assert {path.name for path in tmp_path.iterdir()} == {"key", ".unfinished-new"}
+
+
+def test_a_cache_that_cannot_be_moved_to_its_place_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with (
+        pytest.raises(
+            NotWritable, match="data.feature_cache .*Operation not permitted"
+        ),
+        features._Writer(tmp_path / "key") as writer,
+    ):
+        writer.write(np.zeros((2, 3), np.float32))
+    assert not list(tmp_path.iterdir())
 
 
 _TRUNKS = ("googlenet", "googlenet_bn", "resnet50", "vit_small_patch14_reg4_dinov2")

@@ -118,3 +118,12 @@ def test_without_trackers_the_writer_stays_as_it_is(tmp_path):
     writer = metrics.NoWriter()
     assert trackers.attach(writer, (), tmp_path, CONFIG) is writer
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_broken_is_told(packages, tmp_path, monkeypatch):
+    def broken(name):
+        raise ImportError("cannot import name 'errors'")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(UserError, match="wandb does not start: cannot import name"):
+        written(tmp_path)

@@ -19,6 +19,7 @@ import numpy as np
 from abe_jax.apply.export import card
 from abe_jax.apply.images import Path, shown
 from abe_jax.apply.trained import Trained
+from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
 from abe_jax.models.cpu import lowering
 
@@ -60,7 +61,7 @@ def write(model: Trained, output: Path) -> str:
     Raises:
       UserError: another suffix, a package is missing, or the file cannot be written.
     """
-    path = pathlib.Path(output)
+    path = locate(output, "output")
     make = _require_known(path)
     if model.config.model.dtype != "float32":
         config = model.config.copy_and_resolve_references()
@@ -98,7 +99,7 @@ def _safetensors(model: Trained) -> tuple[bytes, str]:
 
 
 def weights(model: Trained) -> dict[str, np.ndarray]:
-    """Every array of a model by its name: "trunk.spatial.conv1.conv.kernel"."""
+    """Every array of a model by its name: "spatial.conv1.conv.kernel"."""
     named = {}
     for tree in model.variables:
         for path, leaf in jax.tree.leaves_with_path(tree):

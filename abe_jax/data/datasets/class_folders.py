@@ -193,15 +193,4 @@ def _log_left_out(tree: Tree, others: Sequence[Parts]) -> None:
             len(others),
             count_suffixes(p[-1] for p in others),
         )
-    kinds: dict[str, list[str]] = {}
-    for name, kind in tree.left_out.items():
-        kinds.setdefault(kind, []).append(name)
-    for kind, names in kinds.items():
-        _log.warning(
-            "%s: left out %d %s: %s%s.",
-            tree.root,
-            len(names),
-            kind,
-            ", ".join(map(repr, names[:3])),
-            " ..." if len(names) > 3 else "",
-        )
+    tree.log_left_out()

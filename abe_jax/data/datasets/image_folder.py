@@ -19,12 +19,9 @@ from abe_jax.data.datasets.class_folders import arrange
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected, Listing, Record
 from abe_jax.data.datasets.tree import Tree, locate
-from abe_jax.data.decoding import decode, reason, require_known_square
+from abe_jax.data.decoding import MAX_BYTES, decode, reason, require_known_square
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
-
-# Above this a member of a zip file is no photograph but a trap.
-_MAX_BYTES = 512 * 2**20
 
 
 class ImageFolder:
@@ -78,7 +75,11 @@ class ImageFolder:
         files = [self.path] if one else [self.path / name for name in names]
         digest = hashlib.sha256()
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError:  # a link to nothing, say: reading it will tell
+                digest.update(b"unreadable\n")
+                continue
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
@@ -120,14 +121,14 @@ class ImageFolder:
                 return (self.path / name).read_bytes()
             if self._zip is None:
                 self._zip = zipfile.ZipFile(self.path)
-            if self._zip.getinfo(name).file_size <= _MAX_BYTES:
+            if self._zip.getinfo(name).file_size <= MAX_BYTES:
                 return self._zip.read(name)
         # Damage in a zip file shows in many ways, those of the decompressors too.
         except Exception as error:
             raise UserError(
                 f"cannot read {name} in {self.path}: {reason(error)}."
             ) from error
-        raise UserError(f"{name} in {self.path} is larger than {_MAX_BYTES} bytes.")
+        raise UserError(f"{name} in {self.path} is larger than {MAX_BYTES} bytes.")
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_zip": None}  # an open file cannot be pickled

@@ -1,5 +1,6 @@
 """The files of a data set: listed once, in a folder or a zip file; none is opened."""
 
+import logging
 import os
 import pathlib
 import zipfile
@@ -7,6 +8,8 @@ from collections.abc import Iterable
 
 from abe_jax.data.decoding import SUFFIXES
 from abe_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 # What network drives, trash cans and file systems keep among the user's files.
 SYSTEM_FOLDERS = frozenset(
@@ -131,6 +134,21 @@ class Tree:
             elif not entry.name.startswith("."):
                 self.folders.add(name)
                 self._walk(entry.path, f"{name}/", above)
+
+    def log_left_out(self) -> None:
+        """Warns of what is left out: how many of each kind, and the first ones."""
+        kinds: dict[str, list[str]] = {}
+        for name, kind in self.left_out.items():
+            kinds.setdefault(kind, []).append(name)
+        for kind, names in kinds.items():
+            _log.warning(
+                "%s: left out %d %s: %s%s.",
+                shown(self.root),
+                len(names),
+                kind,
+                ", ".join(map(repr, names[:3])),
+                " ..." if len(names) > 3 else "",
+            )
 
     def find(self, name: str) -> list[str]:
         """Relative paths of all files of a name."""
