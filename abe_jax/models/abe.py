@@ -6,6 +6,8 @@ S, G and the attention's common part are shared by the learners; each learner ow
 1 x 1 convolution. All learners run as one batch of M * B maps.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,7 +44,7 @@ class Attention(nnx.Module):
             trunk.channels(stages[-1] if stages else branch),
             trunk.channels(branch) * num_learners,
             1,
-            kernel_init=initializers.glorot_uniform,
+            kernel_init=partial(initializers.glorot_uniform, layers=num_learners),
             dtype=trunk.dtype,
             rngs=rngs,
         )

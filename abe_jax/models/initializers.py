@@ -71,16 +71,20 @@ def small_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
     return _on_host(draw, key, shape, dtype)
 
 
-def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def glorot_uniform(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any, *, layers: int = 1
+) -> jax.Array:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
 
     Args:
       key: random key.
       shape: `[..., in, out]`.
       dtype: floating point.
+      layers: so many of equal size have their outputs side by side; each counts by
+        itself.
     """
     window = math.prod(shape[:-2])
-    limit = math.sqrt(6.0 / (window * (shape[-2] + shape[-1])))
+    limit = math.sqrt(6.0 / (window * (shape[-2] + shape[-1] // layers)))
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         return np.float32(limit) * (2.0 * rng.random(shape, np.float32) - 1.0)

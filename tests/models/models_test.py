@@ -91,6 +91,17 @@ def test_heads_differ_and_each_is_a_one_head():
         np.testing.assert_allclose(embeddings[:, learner], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("learners", [1, 2, 8])
+def test_the_masks_of_each_learner_start_as_a_layer_of_their_own(learners):
+    """Glorot's limit is that of 480 outputs, not of those of all learners together."""
+    config = _config(num_learners=learners)
+    model = models.create(config, rngs=nnx.Rngs(0))
+    kernel = np.asarray(model.attention_branch.last.kernel[...])
+    limit = np.sqrt(6 / (kernel.shape[2] + kernel.shape[3] // learners))
+    assert 0.98 * limit < abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.03)
+
+
 def test_abe_by_its_definition():
     model = models.create(_config(), rngs=nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (2, 80, 80, 3))
