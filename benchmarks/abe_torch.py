@@ -3,7 +3,7 @@
 The same network on BVLC's trunk (`model.trunk = "googlenet"`) or on "resnet50", with
 the same names.
 Tensors are channels_last, all learners run as one batch, distances come from matrix
-products. `tests/abe_torch_peer_test.py` holds its embeddings and loss to ours.
+products. `tests/models/abe_torch_peer_test.py` holds its embeddings and loss to ours.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ def measure(call: Callable[[], Any]) -> tuple[Any, float, float]:
         while not done.wait(0.01):
             peak[0] = max(peak[0], resident_mib())
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     start = time.perf_counter()
     answer = call()

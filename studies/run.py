@@ -53,6 +53,7 @@ def run(
     """Trains and evaluates a row, or goes on with it; returns its line."""
     from abe_jax import train
 
+    commit = _commit()
     start, pretrained = grid.DATA[data].start, None
     if start is not None:
         first = _config_and_workdir(start, "1-head", seed, part, path, folder, 0)
@@ -68,10 +69,10 @@ def run(
     config = runs[0][0]
     return {
         **{"data": data, "row": row, "seed": seed, "part": part},
-        "overrides": grid.ROWS[row].overrides,
+        "overrides": grid.DATA[data].overrides | grid.ROWS[row].overrides,
         "steps": config.train.steps,
         "seconds": round(time.perf_counter() - began),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "jax": metadata.version("jax"),
@@ -107,6 +108,15 @@ def _measured_together(runs: list[tuple[Any, str]]) -> dict:
     together = np.concatenate([e.embeddings for e in evaluations], axis=1)
     labels = evaluations[0].queries.labels
     return evaluate.measure(together, labels, runs[0][0].eval.recall_at)
+
+
+def _commit() -> str:
+    """Of the code that is there now; "-dirty" if files differ, beside those lines."""
+    changed = _output(
+        *("git", "status", "--porcelain", "-uno", "--", ":/"),
+        ":(top,exclude)studies/runs.jsonl",
+    )
+    return _output("git", "rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
 
 
 def _output(*command: str) -> str:

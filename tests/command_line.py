@@ -1,7 +1,9 @@
 """Starts the command line as users do, and reads what a run leaves behind."""
 
+import contextlib
 import json
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -60,8 +62,23 @@ def without_times(lines):
     return [line for line in kept if len(line) > 1]
 
 
+def assert_left_alone(errors):
+    """Of a process whose peer died: one line says so, and there is no traceback."""
+    # Not always the last line: a thread of JAX's may report after it.
+    said = [x for x in errors.splitlines() if "another process of this run ended" in x]
+    beginnings = ("another process", "abe_jax: ended", "abe_jax: another process")
+    assert said and said[-1].startswith(beginnings), errors
+    assert said[-1].endswith("."), errors
+    assert "Traceback" not in errors, errors
+
+
 def free_port():
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port of this machine that nothing listens on.
+
+    Below those that the system hands out: who is to listen binds it seconds later.
+    """
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            port = random.randrange(20_000, 32_000)
+            listener.bind(("127.0.0.1", port))
+            return port

@@ -4,6 +4,7 @@ import importlib
 import json
 import pathlib
 
+import jax
 import pytest
 
 from abe_jax import train
@@ -114,10 +115,15 @@ def test_baselines_are_one_changed_flag(name, photos, tmp_path):
         pytest.param("pmap", marks=pytest.mark.slow),
     ],
 )
-def test_mapping_and_pairs_from_the_command_line_fields(mapping, photos, tmp_path):
+def test_mapping_and_pairs_from_the_command_line_fields(
+    mapping, photos, tmp_path, monkeypatch
+):
+    mapped, pmap = [], jax.pmap
+    monkeypatch.setattr(jax, "pmap", lambda *a, **k: mapped.append(a) or pmap(*a, **k))
     module = importlib.import_module("configs.quickstart")
     config = shrunk(module.get_config(), photos)
     config.data.sampler = "pairs"
     config.parallel.mapping = mapping
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert metrics["eval/map_at_r"] >= 0.0
+    assert bool(mapped) == (mapping == "pmap")

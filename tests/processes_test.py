@@ -12,7 +12,16 @@ from functools import partial
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMALL, free_port, lines_of, run, start, without_times
+from command_line import (
+    ROOT,
+    SMALL,
+    assert_left_alone,
+    free_port,
+    lines_of,
+    run,
+    start,
+    without_times,
+)
 from PIL import Image
 
 
@@ -91,12 +100,9 @@ def test_two_processes_are_as_one_through_death_and_restart(model, tmp_path):
     with two_processes(*steps, f"--workdir={pair}") as two:
         wait_for_step(pair, 10, two)
         two[1].kill()
-        died = time.monotonic()
         _, errors = two[0].communicate(timeout=60)
-        assert time.monotonic() - died < 60
         assert two[0].returncode == 1
-    assert "another process of this run ended" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
+    assert_left_alone(errors)
 
     # The checkpoint of two processes is also that of one.
     joined = shutil.copytree(pair, tmp_path / "joined")
@@ -180,12 +186,9 @@ def test_death_of_the_coordinator_ends_the_others_in_one_line(tmp_path):
     with two_processes(*small, f"--workdir={pair}") as two:
         wait_for_step(pair, 10, two)
         two[0].kill()
-        died = time.monotonic()
         _, errors = two[1].communicate(timeout=60)
-        assert time.monotonic() - died < 60
         assert two[1].returncode == 1
-    assert "another process of this run ended" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
+    assert_left_alone(errors)
     run_two(*small, f"--workdir={pair}")
     assert losses_of(pair) == losses_of(alone)
 
@@ -201,6 +204,6 @@ def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
         for process in two:
             process.send_signal(signal.SIGTERM)
         for process in two:
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
         assert two[0].returncode == -signal.SIGTERM
         assert two[1].returncode in (-signal.SIGTERM, 1)  # or lost the other first

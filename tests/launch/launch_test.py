@@ -125,26 +125,30 @@ def test_gpu_dry_run(environment):
 
 
 @pytest.mark.parametrize(
-    ("job", "cpus", "local_devices"),
+    ("job", "cpus", "devices"),
     [
-        ({}, 8, ""),
-        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "4"}, 8, ""),
+        ({}, 8, "JAX_PLATFORMS=cuda,cpu "),
+        (
+            {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "4"},
+            8,
+            "JAX_PLATFORMS=cuda,cpu ",
+        ),
         (
             {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS_PER_NODE": "1"},
             8,
-            "JAX_LOCAL_DEVICE_IDS=0,1,2,3 ",
+            "JAX_PLATFORMS=cuda,cpu JAX_LOCAL_DEVICE_IDS=0,1,2,3 ",
         ),
         ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "64"}, 64, ""),
     ],
 )
-def test_slurm_dry_run(job, cpus, local_devices, environment):
+def test_slurm_dry_run(job, cpus, devices, environment):
     job = {"SLURM_JOB_ID": "1", **job} if job else {}
     env = {**environment, **job, "PYTHON": "python3"}
     done = call("slurm.sbatch", "--dry_run", "--", *FLAGS, env=env)
     main = MAIN.replace("main ", "main --distributed ")
     assert done.stdout == (
         f"srun --kill-on-bad-exit=1 --label --cpus-per-task={cpus} "
-        f"env PYTHONUNBUFFERED=1 {local_devices}python3 {main}\n"
+        f"env PYTHONUNBUFFERED=1 {devices}python3 {main}\n"
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -88,7 +88,7 @@ def _differences(
         if status.st_size != size:
             return True
         # Files that were only copied are newer, too.
-        newer = max(status.st_mtime_ns, status.st_ctime_ns) > time
+        newer = max(status.st_mtime_ns, status.st_ctime_ns) >= time
         return newer and known is not None and digest(now[name]).hex() != known
 
     both = sorted(noted.keys() & now.keys())
