@@ -15,7 +15,8 @@ from abe_jax.precision import working_dtype
 
 CROPS = ("area", "plain", "centre")
 # Changes beside the crop: each does nothing at 0.
-_CHANGES = ("flip", "brightness", "contrast", "saturation", "hue", "grey", "erase")
+_COLOURS = ("brightness", "contrast", "saturation", "hue", "grey")
+_CHANGES = ("flip", *_COLOURS, "erase")
 
 # RGB to luma and two chroma axes (NTSC's YIQ): hue is the angle in the chroma plane.
 _TO_YIQ = np.array(
@@ -122,22 +123,26 @@ def _area_crop(
     rows = _resample(start[0], window[0], height, size)
     columns = _resample(start[1], window[1], width, size)
     columns = jnp.where(flip, columns[::-1], columns)
-    return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns)
+    return jnp.einsum("ih,hwc,jw->ijc", rows, image, columns, precision="highest")
 
 
 def _resample(start: jax.Array, extent: jax.Array, length: int, size: int) -> jax.Array:
     """Weights `[size, length]` of a triangle filter, widened when it shrinks."""
     step = extent / size
     centres = start + (jnp.arange(size, dtype=step.dtype) + 0.5) * step - 0.5
-    centres = jnp.clip(centres, 0.0, length - 1.0)
+    inside = jnp.clip(centres, 0.0, length - 1.0)
     pixels = jnp.arange(length, dtype=step.dtype)
-    reach = jnp.maximum(step, 1.0)
-    weights = jax.nn.relu(1.0 - jnp.abs(pixels[None] - centres[:, None]) / reach)
+    # Outside it narrows to the edge alone.
+    reach = jnp.maximum(jnp.maximum(step, 1.0) - jnp.abs(centres - inside), 1.0)
+    distances = jnp.abs(pixels[None] - inside[:, None])
+    weights = jax.nn.relu(1.0 - distances / reach[:, None])
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
     """Brightness, contrast, saturation, hue and grey as one affine map of colours."""
+    if not any(config[name] for name in _COLOURS):
+        return image
     keys = jax.random.split(key, 5)
 
     def symmetric(key: jax.Array, reach: float) -> jax.Array:
@@ -154,7 +159,9 @@ def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
     turn = turn.at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
     colours = _FROM_YIQ @ turn @ _TO_YIQ
     middle = jnp.mean(image)
-    changed = jnp.einsum("hwc,dc->hwd", image - middle, contrast * colours)
+    changed = jnp.einsum(
+        "hwc,dc->hwd", image - middle, contrast * colours, precision="highest"
+    )
     return changed + middle + offset
 
 

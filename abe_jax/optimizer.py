@@ -65,9 +65,13 @@ def _schedule(config) -> optax.Schedule:
         # A trial run may be shorter than its warm-up.
         after = optax.cosine_decay_schedule(rate, max(config.steps - warmup, 1))
     elif config.schedule == "step":
-        after = optax.exponential_decay(
-            rate, config.decay_every, config.decay_rate, staircase=True
-        )
+
+        def stairs(count: Any) -> jax.Array:
+            # Half a step on: XLA multiplies by the inverse, which may fall below.
+            fallen = jnp.floor((count + 0.5) / config.decay_every)
+            return rate * jnp.power(config.decay_rate, fallen)
+
+        after = stairs
     elif config.schedule == "constant":
         after = optax.constant_schedule(rate)
     else:

@@ -88,6 +88,30 @@ def test_zooming_out_repeats_the_edge():
     np.testing.assert_allclose(views(image, crop_area=(1.5, 2.0)), 90.0, atol=0.01)
 
 
+def test_zooming_out_and_shrinking_repeat_the_edge_alone():
+    image = np.full((1, 64, 64, 3), 255, np.uint8)
+    image[:, :, 0] = image[:, :, -1] = 0
+    seen = views(image, size=16, crop_area=(4.0, 4.0))
+    # Half of the view and more lies outside: the columns there are those of the edges.
+    outside = (seen < 1).all(axis=(0, 1, 3))
+    assert outside[[0, -1]].any() and 6 <= outside.sum() <= 10
+
+
+def test_colours_that_do_not_change_cost_nothing(images):
+    """Products of matrices are not exact on every device: there is none."""
+    config = default.get_config().augment
+    config.update({**NOTHING, "crop": "plain"})
+    keys = augment.image_keys(0, jnp.int32(0), jnp.arange(len(images)))
+
+    def of(config):
+        traced = jax.make_jaxpr(lambda x, k: augment.augment(x, k, 16, config))
+        return str(traced(jnp.asarray(images), keys))
+
+    assert "dot_general" not in of(config)
+    config.hue = 0.1
+    assert "dot_general" in of(config) and "Precision.DEFAULT" not in of(config)
+
+
 def test_shrinking_averages():
     checker = np.indices((64, 64)).sum(0) % 2 * 255
     image = np.repeat(checker[None, :, :, None], 3, axis=-1).astype(np.uint8)

@@ -289,6 +289,13 @@ def test_schedules():
     config.update(schedule="step", warmup_steps=0, decay_every=50, decay_rate=0.1)
     _, rate = optimizer.create(config)
     np.testing.assert_allclose([rate(s) for s in (0, 49, 50, 100)], [1, 1, 0.1, 0.01])
+    # Compiled, a division becomes a product with an inverse that is not exact.
+    config.update(decay_every=1700)
+    _, rate = optimizer.create(config)
+    steps = jnp.array([0, 1699, 1700, 3399, 3400])
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(rate))(steps), [1, 1, 0.1, 0.1, 0.01], rtol=1e-5
+    )
     config.update(schedule="constant")
     _, rate = optimizer.create(config)
     np.testing.assert_allclose([rate(s) for s in (0, 100)], [1, 1])

@@ -66,7 +66,7 @@ def diversity(
         products += centred @ centred.T
         count += np.count_nonzero(seen)
         similarities[:, ~seen] = -np.inf
-        overlaps.append(_overlaps(similarities, pairs))
+        overlaps.append(_overlaps(similarities, pairs, len(others) - (gallery is None)))
         has_positive = (same & seen).any(axis=1)
         wrong.append(_wrong(similarities, same)[:, has_positive])
     result: dict = {
@@ -76,7 +76,8 @@ def diversity(
     if not pairs:
         return result
     covariances = products / count - np.outer(sums, sums) / count**2
-    deviations = np.sqrt(np.maximum(np.diag(covariances), 1e-30))
+    # Below that there is rounding only: all images have one embedding.
+    deviations = np.sqrt(np.maximum(np.diag(covariances), 1e-12))
     correlations = covariances / np.outer(deviations, deviations)
     errors = np.concatenate(wrong, axis=1)
     first, second = np.array(pairs).T
@@ -132,9 +133,14 @@ def _blocks(
         yield queries, embeddings[queries].transpose(1, 0, 2) @ right
 
 
-def _overlaps(similarities: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """For each query and pair, the share of the nearest that is in common."""
-    number = min(_NEIGHBOURS, similarities.shape[2] - 1)
+def _overlaps(
+    similarities: np.ndarray, pairs: list[tuple[int, int]], others: int
+) -> np.ndarray:
+    """For each query and pair, the share of the nearest that is in common.
+
+    `others` is the number of images that a query may find.
+    """
+    number = min(_NEIGHBOURS, others)
     nearest = np.argpartition(-similarities, number - 1, axis=2)[:, :, :number]
     shares = [
         (nearest[p][:, :, None] == nearest[q][:, None, :]).sum(axis=(1, 2)) / number

@@ -189,6 +189,7 @@ def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluat
     """
     folder = locate(workdir)
     claim.require_run(folder, config)
+    config = claim.with_own_weights(folder, config)
     section = weights.model_section(config, restored=True)
     model = models.create(section, rngs=nnx.Rngs(config.seed))
     splits = data.create(config.data)

@@ -52,12 +52,18 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     claim.require_outside_data(folder, config.data.path)
     trackers.require_installed(config.train.trackers)
     resumes = bool(checkpoints.steps_in(folder))
+    if resumes:
+        config = claim.with_own_weights(folder, config)
     run = setup.create(config, restored=resumes)
     mesh, splits = run.mesh, run.splits
     evaluator = evaluate.Evaluator(config, run.model, splits, mesh)
 
     with contextlib.ExitStack() as stack:
         _lock_together(folder, stack)
+        if bool(checkpoints.steps_in(folder)) != resumes:
+            raise UserError(
+                f"another run in {folder} ended just now; run the same command again."
+            )
         steered = claim.require_own(folder, config, splits.description())
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)
@@ -76,7 +82,9 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 f"train.steps = {config.train.steps}, but {folder} is at step {start} "
                 "already; give as many or more."
             )
-        known = _evaluation_of(folder, start, config.eval.recall_at)
+        known = None
+        if resumes:  # an earlier start's before any checkpoint may be of other weights
+            known = _evaluation_of(folder, start, config.eval.recall_at)
         processes.wait_for_all("workdir read")
         writer: metrics.Writer = metrics.NoWriter()
         if processes.is_first():

@@ -71,6 +71,20 @@ def claim(
         write_whole(workdir / DATA_FILE, json.dumps(description, indent=1) + "\n")
 
 
+def with_own_weights(workdir: pathlib.Path, config) -> Any:
+    """A config that names the weights which the run in the workdir began with.
+
+    They are read at the first start only: what another start names has no effect.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.pretrained = _read_json(path)["model"].get("pretrained")
+    return config
+
+
 def require_run(workdir: pathlib.Path, config) -> None:
     """Checks that the workdir holds a run of this config.
 

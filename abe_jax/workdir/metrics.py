@@ -45,10 +45,11 @@ class MetricWriter:
             if not (evaluates and line["step"] == resume_step and _is_evaluation(line))
         ]
         path = workdir / METRICS_FILE
+        purged_from = resume_step + 1 if path.exists() else None
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing():
             self._file = path.open("ab", buffering=0)
-            self._board = _Board(workdir, resume_step + 1 if kept else None)
+            self._board = _Board(workdir, purged_from)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one line of metrics of a step; what is not finite is null there.

@@ -38,9 +38,12 @@ class _WeightsAndBiases:
         self._run = module.init(
             name=name, id=self.run, resume="allow", config=config.to_dict()
         )
+        # Its own count of steps never falls: what a resume writes again would be lost.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({"step": step, **metrics})
 
     def close(self) -> None:
         self._run.finish()

@@ -36,7 +36,10 @@ def _expected(rows, labels, others, other_labels, own):
         order = [
             sorted(gs, key=lambda g, m=m, q=q: -similarities[m, q, g]) for m in range(M)
         ]
-        overlap += [len(set(order[p][:10]) & set(order[r][:10])) / 10 for p, r in PAIRS]
+        nearest = min(10, len(gs))
+        overlap += [
+            len(set(order[p][:10]) & set(order[r][:10])) / nearest for p, r in PAIRS
+        ]
         wrong.append([labels[q] != other_labels[order[m][0]] for m in range(M)])
     wrong = np.array(wrong)
     return {
@@ -64,9 +67,10 @@ def test_queries_among_themselves(monkeypatch, block):
         assert found[name] == pytest.approx(value, abs=1e-5), name
 
 
-def test_queries_against_a_gallery():
+@pytest.mark.parametrize("number", [30, 10, 8])
+def test_queries_against_a_gallery(number):
     rows, labels = _draw(1)
-    others, other_labels = _draw(2, n=30)
+    others, other_labels = _draw(2, n=number)
     found = diversity(rows, labels, (others, other_labels))
     for name, value in _expected(rows, labels, others, other_labels, own=False).items():
         assert found[name] == pytest.approx(value, abs=1e-5), name
@@ -136,3 +140,17 @@ def test_masks_that_differ_in_channels_and_not_in_their_means():
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
     assert found["per_channel"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert found["of_means"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_gallery_of_one_image():
+    rows, labels = _draw(1)
+    found = diversity(rows, labels, (rows[:1], labels[:1]))
+    assert found["neighbour_overlap"] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_collapsed_learner_correlates_with_none(seed):
+    rows, labels = _draw(seed, n=60)
+    rows[:, 0] = rows[0, 0]  # the same for all images
+    found = diversity(rows[:, :2], labels)
+    assert abs(found["similarity_correlation"]) < 1e-5

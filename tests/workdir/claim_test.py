@@ -72,6 +72,11 @@ def test_a_file_of_weights_may_be_moved_once_it_was_read(tmp_path):
     config.model.pretrained = "elsewhere/googlenet.onnx"
     assert claim.require_own(tmp_path, config, DESCRIPTION) == {}
     claim.require_run(tmp_path, config)
+    # What the run began with stays on record.
+    own = claim.with_own_weights(tmp_path, config)
+    assert own.model.pretrained == "here/googlenet.onnx"
+    assert config.model.pretrained == "elsewhere/googlenet.onnx"
+    assert claim.with_own_weights(tmp_path / "new", config) is config
 
 
 @pytest.mark.parametrize("name", fields.STEERING_FIELDS)

@@ -82,20 +82,38 @@ def test_what_is_not_finite_is_null_in_json(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "a": None, "b": None, "c": 1.0}]
 
 
+def events(path):
+    content, found, start = path.read_bytes(), [], 0
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 8], "little")
+        found.append(event_pb2.Event.FromString(content[start + 12 :][:size]))
+        start += size + 16
+    return found
+
+
 def test_tensorboard_gets_every_value_at_once(tmp_path):
     writer = metrics.MetricWriter(tmp_path, resume_step=0)
     writer.write(3, {"eval/recall@1": 0.5})
     (path,) = tmp_path.glob("events.out.tfevents.*")
-    content = path.read_bytes()
-    events, start = [], 0
-    while start < len(content):
-        size = int.from_bytes(content[start : start + 8], "little")
-        events.append(event_pb2.Event.FromString(content[start + 12 :][:size]))
-        start += size + 16
-    (value,) = events[-1].summary.value
-    assert (events[-1].step, value.tag, value.simple_value) == (
+    last = events(path)[-1]
+    (value,) = last.summary.value
+    assert (last.step, value.tag, value.simple_value) == (
         3,
         "eval/recall_at_1",
         0.5,
     )
     writer.close()
+
+
+def test_tensorboard_drops_what_a_start_from_the_beginning_writes_again(tmp_path):
+    for _ in range(2):
+        writer = metrics.MetricWriter(tmp_path, resume_step=0, evaluates=True)
+        writer.write(0, {"eval/recall@1": 0.1})
+        writer.close()
+    steps = [
+        event.step
+        for path in tmp_path.glob("events.out.tfevents.*")
+        for event in events(path)
+        if event.HasField("session_log")
+    ]
+    assert steps == [1]

@@ -17,13 +17,22 @@ class WandB(types.ModuleType):
         super().__init__("wandb")
         self.__spec__ = types.SimpleNamespace()
         self.begun, self.lines, self.finished = [], [], 0
+        self.axes, self.last = {}, -1
 
     def init(self, **options):
         self.begun.append(options)
         return self
 
-    def log(self, line, step):
-        self.lines.append((step, line))
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, line, step=None):
+        """As there: a line of a step before the last is dropped."""
+        if step is not None and step < self.last:
+            return
+        self.last = self.last if step is None else step
+        line = dict(line)
+        self.lines.append((line.pop("step", step), line))
 
     def finish(self):
         self.finished += 1
@@ -82,8 +91,18 @@ def test_lines_go_to_all_and_a_second_start_goes_on_with_the_run(packages, tmp_p
     assert len(metrics.read(tmp_path)) == 1
 
 
+def test_what_a_resume_writes_again_is_not_lost(packages, tmp_path):
+    writer = metrics.MetricWriter(tmp_path, resume_step=0)
+    tracked = trackers.attach(writer, ("wandb",), tmp_path, CONFIG)
+    for step in (9, 5):
+        tracked.write(step, {"train/loss": 1.0})
+    tracked.close()
+    assert [step for step, _ in packages[0].lines] == [9, 5]
+    assert packages[0].axes == {"step": None, "*": "step"}
+
+
 def test_a_tracker_that_fails_costs_a_warning(packages, tmp_path, caplog):
-    def log(line, step):
+    def log(line):
         raise ConnectionError("no route to the service")
 
     packages[0].log = log
