@@ -18,12 +18,19 @@ SIZE = 64
 
 
 def small_config(
-    trunk="googlenet_bn", chunks=1, frozen=False, augmented=True, rematerialize=False
+    trunk="googlenet_bn",
+    chunks=1,
+    frozen=False,
+    augmented=True,
+    rematerialize=False,
+    loss="contrastive",
+    part="all",
 ):
     config = quickstart.get_config()
     config.model.update(trunk=trunk, num_learners=2, embedding_dim=8, width=0.1)
     config.model.freeze_batch_norm = frozen
-    config.model.rematerialize = rematerialize
+    config.model.update(rematerialize=rematerialize, train=part)
+    config.loss.name = loss
     config.data.update(load_size=SIZE, image_size=SIZE)
     # Without momentum the update is the gradient times the rate.
     config.train.update(
@@ -60,20 +67,26 @@ def stepped(trunk, devices, mapping, *, wide=True, **changes):
             mapping=mapping,
             donate_state=True,
         )
-        before = train_step.initial_state(model, optimiser)
+        own = losses.initial_parameters(
+            config.loss, jax.random.key(1), num_classes=3, num_learners=2, dim=4
+        )
+        own = jax.tree.map(lambda x: x.astype(np.float32), own)
+        before = train_step.initial_state(model, optimiser, own, config.model.train)
         if wide:
             before = jax.tree.map(
                 lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
                 jax.device_get(before),
             )
-        params = jax.tree.map(np.array, before.params)
+        params = jax.tree.map(np.array, (before.params, before.loss_params))
         state, metrics = take_step(
             parallel.replicate(before, mesh), parallel.split_rows(batch_of(), mesh)
         )
         after = jax.device_get(state)
     assert after.step == 1
-    gradient = jax.tree.map(lambda a, b: a - b, params, after.params)
-    return gradient, after.model_state, jax.device_get(metrics)
+    gradient, of_loss = jax.tree.map(
+        lambda a, b: a - b, params, (after.params, after.loss_params)
+    )
+    return gradient | of_loss, after.model_state, jax.device_get(metrics)
 
 
 def assert_equal_trees(got, expected, rtol):
@@ -114,6 +127,17 @@ def test_equal_on_any_number_of_devices(trunk, mapping, devices, chunks, frozen)
     assert_equal_trees(got, gradient, rtol=1e-12)
     if averages:
         assert_equal_trees(got_averages, averages, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_microbatches_of_a_frozen_s_and_a_loss_with_parameters_change_nothing():
+    fields = {"loss": "proxy_anchor", "part": "heads"}
+    gradient, _, metrics = stepped("googlenet", 1, "shard_map", **fields)
+    got, _, found = stepped("googlenet", 4, "shard_map", chunks=2, **fields)
+    np.testing.assert_allclose(found["loss"], metrics["loss"], rtol=1e-12)
+    assert not any(map(np.any, jax.tree.leaves(gradient["spatial"])))
+    assert np.any(gradient["proxies"])
+    assert_equal_trees(got, gradient, rtol=1e-12)
 
 
 @pytest.mark.slow
