@@ -23,6 +23,8 @@ from abe_jax import host_memory
 from studies import grid
 
 RUNS_FILE = pathlib.Path(__file__).with_name("runs.jsonl")
+# Of ABE whose masks started at a part of Glorot's spread, until b246016.
+EARLIER_FILE = RUNS_FILE.with_name("earlier.jsonl")
 
 _DATA = flags.DEFINE_enum("data", "birds", list(grid.DATA), "Data set.")
 _ROWS = flags.DEFINE_list("rows", ["abe-4"], "Rows of grid.ROWS.")
@@ -40,11 +42,12 @@ def done(data: str, row: str, seed: int, part: str) -> bool:
     return any(wanted.items() <= line.items() for line in read_lines())
 
 
-def read_lines() -> list[dict]:
-    """All lines of `runs.jsonl`."""
-    if not RUNS_FILE.exists():
+def read_lines(file: pathlib.Path | None = None) -> list[dict]:
+    """All lines of a file, by default of `runs.jsonl`."""
+    file = RUNS_FILE if file is None else file
+    if not file.exists():
         return []
-    return [json.loads(line) for line in RUNS_FILE.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def run(

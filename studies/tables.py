@@ -3,8 +3,8 @@
     python -m studies.tables
 
 A table stands between `<!-- runs DATA PART -->` and `<!-- end -->`: a row of the grid a
-line, with mean, standard deviation and number of seeds. The rest of the page is written
-by hand.
+line, with mean, standard deviation and number of seeds; `<!-- earlier DATA PART -->` is
+of `studies/earlier.jsonl`. The rest of the page is written by hand.
 """
 
 import collections
@@ -18,7 +18,9 @@ from studies import grid, run
 
 PAGE = run.RUNS_FILE.parents[1] / "docs" / "results.md"
 
-_BLOCK = re.compile(r"(<!-- runs (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (runs|earlier) (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def _diversity(name: str) -> Callable[[dict], float | None]:
@@ -66,12 +68,13 @@ def _cell(values: Sequence[float | None], factor: float, decimals: int) -> str:
     return f"{mean} ± {np.std(numbers, ddof=1):.{decimals}f}"
 
 
-def fill(page: str, lines: Sequence[dict]) -> str:
+def fill(page: str, lines: Sequence[dict], earlier: Sequence[dict] = ()) -> str:
     """The page with its tables made anew."""
 
     def block(match: re.Match) -> str:
-        head, data, part, end = match.groups()
-        wanted = [x for x in lines if (x["data"], x["part"]) == (data, part)]
+        head, when, data, part, end = match.groups()
+        found = lines if when == "runs" else earlier
+        wanted = [x for x in found if (x["data"], x["part"]) == (data, part)]
         return f"{head}{table(wanted)}{end}"
 
     return _BLOCK.sub(block, page)
@@ -79,7 +82,8 @@ def fill(page: str, lines: Sequence[dict]) -> str:
 
 def main(page: pathlib.Path = PAGE) -> None:
     """Rewrites the page in place."""
-    page.write_text(fill(page.read_text(), run.read_lines()))
+    earlier = run.read_lines(run.EARLIER_FILE)
+    page.write_text(fill(page.read_text(), run.read_lines(), earlier))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ def test_tables_have_mean_deviation_and_number():
     assert rows[1][:3] == ["| 1-head", "1", "50.0"]
     assert rows[0][6] == "0.25 ± 0.00"
     assert tables.fill(filled, lines) == filled
+    earlier = page.replace("runs", "earlier")
+    assert "| 1-head" in tables.fill(earlier, [], lines)
+    assert "| 1-head" not in tables.fill(earlier, lines, [])
     assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
 
 
@@ -118,6 +121,6 @@ def test_the_curve_of_a_row(row, kind):
 
 
 def test_the_committed_lines_are_whole():
-    for line in run.read_lines():
+    for line in (*run.read_lines(), *run.read_lines(run.EARLIER_FILE)):
         assert line["row"] in grid.ROWS and line["data"] in grid.DATA
         assert 0 < line["recall"]["1"] <= 1 and line["commit"]
