@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.parallel import DATA_AXIS
 from abe_jax.precision import at_least_float32
+
+DATA_AXIS = "data"  # that of `abe_jax.parallel`, which no model imports
 
 
 class BatchNorm(nnx.BatchNorm):
