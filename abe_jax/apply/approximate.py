@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from abe_jax import retrieval
+from abe_jax.apply.output import whole
 from abe_jax.data.datasets.tree import shown
 from abe_jax.errors import UserError, first_line
 
@@ -55,12 +56,10 @@ class Graph:
             return
         self._graph.add(np.arange(len(rows)), rows)
         self.recall = self._measure(rows)
-        part = path.with_suffix(".part")
-        with _named("write", path, "make room there"):
+        with _named("write", path, "make room there"), whole(path) as part:
             self._graph.save(str(part))
             for old in stem.parent.glob(f"{stem.name}-*.usearch"):
                 old.unlink()
-            part.replace(path)
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `retrieval.Gallery.top_k`; where fewer are found, row -1 at the end."""

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from abe_jax.apply import progress
 from abe_jax.apply.images import ImageFile, Path, find, shown
+from abe_jax.apply.output import whole
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
@@ -36,7 +37,7 @@ def embed_images(
     Raises:
       UserError: as of `write_embeddings`.
     """
-    _require_known(pathlib.Path(output))
+    _require_known(locate(output, "output"))
     model = Trained(workdir, step, config=config)
     refused = write_embeddings(model, images, output, strict=strict)
     progress.list_refused(error for _, error in refused)
@@ -75,19 +76,17 @@ def write_embeddings(
             raise error
         refused.append((file, error))
 
-    part = path.with_name(f"{path.name}.part")
     try:
-        with writer(part, model) as rows:
-            for done, embeddings in model.embed_files(progress.shown(files), refuse):
-                flat = embeddings.reshape(len(embeddings), -1)
-                rows.add([file.name for file in done], flat)
-        if len(refused) == len(files):
-            raise UserError(f"no image could be read; the first: {refused[0][1]}")
-        part.replace(path)
+        with whole(path) as part:
+            with writer(part, model) as rows:
+                shown_files = progress.shown(files)
+                for done, embeddings in model.embed_files(shown_files, refuse):
+                    flat = embeddings.reshape(len(embeddings), -1)
+                    rows.add([file.name for file in done], flat)
+            if len(refused) == len(files):
+                raise UserError(f"no image could be read; the first: {refused[0][1]}")
     except OSError as error:
         raise UserError(f"cannot write to --output: {error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
     return refused
 
 

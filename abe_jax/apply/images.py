@@ -15,7 +15,6 @@ import os
 import pathlib
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
@@ -28,14 +27,7 @@ from abe_jax.errors import UserError
 
 Path: TypeAlias = str | os.PathLike[str]
 
-_ZIP_ERRORS = (
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_OPEN_ZIPS = 128  # at once: systems bound the number of open files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +102,17 @@ class Reader:
                     f"{shown(image.name)} is larger than {MAX_BYTES} bytes."
                 )
             return archive.read(member)
-        except (IndexError, *_ZIP_ERRORS) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a damaged zip file fails in many ways
             raise UserError(f"cannot read {shown(image.name)}: {error}.") from error
 
     def _open(self, path: pathlib.Path) -> zipfile.ZipFile:
         with self._lock:
             if path not in self._zips:
+                # Those that nobody reads any more close themselves.
+                while len(self._zips) >= _OPEN_ZIPS:
+                    del self._zips[next(iter(self._zips))]
                 self._zips[path] = zipfile.ZipFile(path)
             return self._zips[path]
 
@@ -188,7 +185,7 @@ def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except _ZIP_ERRORS as error:
+    except Exception as error:  # as above
         raise UserError(f"{shown(path)!r} is no zip file ({error}).") from error
     # Of two members of one name the later one counts, as for every unpacker.
     found = {

@@ -25,12 +25,15 @@ from abe_jax import retrieval
 from abe_jax.apply import progress
 from abe_jax.apply.approximate import Graph
 from abe_jax.apply.images import ImageFile, Path, find, shown
+from abe_jax.apply.output import whole
+from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
 
 if TYPE_CHECKING:
     from abe_jax.apply.trained import Trained
 
 INDEX_FOLDER = "index"
+_TRY_AGAIN = -1, -1  # the version of no file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,7 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     Raises:
       UserError: no images, or the file is no index or cannot be written.
     """
-    place = pathlib.Path(os.path.abspath(folder))
+    place = pathlib.Path(os.path.abspath(locate(folder, "images")))
     path = _default_file(model.workdir, place) if file is None else pathlib.Path(file)
     identity = _identity(model)
     files = {image.name: image for image in find(folder)}
@@ -152,7 +155,10 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     fresh = rows.keys() == known.keys() == files.keys()
     parts = [stored] if len(stored) else []
 
-    def refuse(file: ImageFile, _: UserError) -> None:
+    def refuse(file: ImageFile, error: UserError) -> None:
+        if getattr(error.__cause__, "errno", None) is not None:
+            # The system's refusal may pass: such an image is tried again.
+            files[file.name] = dataclasses.replace(file, version=_TRY_AGAIN)
         rows[file.name] = None
 
     number = len(stored)
@@ -233,12 +239,9 @@ def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
 
 
 def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"cannot write the index: {error}.") from error

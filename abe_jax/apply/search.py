@@ -92,6 +92,8 @@ def write_page(
         with Reader() as reader:
 
             def url(file) -> str:
+                if pictures.full:
+                    return ""
                 try:
                     data = reader.read(file)
                     pixels = decoding.decode(data, _PICTURE_SIZE, file.name)

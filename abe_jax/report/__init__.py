@@ -84,6 +84,8 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
     """
     content = evaluation.content
     lines = metrics.read(workdir)
+    # Evaluations of other data stand beside none of the run's own.
+    own = lines if "other_data" not in content["protocol"] else []
     pictures = page.Pictures()
     found = findings.nearest(evaluation, _NUM_MATCHES)
     hardest = found.hardest()
@@ -104,9 +106,9 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
         title=f"Recall@{first} {recall[first]:.3f}",
         summary=_summary(content),
         sections=sections,
-        table=_table(content, lines),
+        table=_table(content, own),
         protocol=list(content["protocol"].items()),
-        curves=list(_curves(lines, first)),
+        curves=list(_curves(lines, own, first)),
         diversity=_diversity(content.get("diversity", {})),
         histogram=_histogram(evaluation),
         gallery_note=_gallery_note(len(hardest), content),
@@ -182,15 +184,17 @@ def _table(content: dict, lines: list[dict]) -> dict[str, Any]:
     return {"titles": list(names.values()), "rows": rows, "note": note}
 
 
-def _curves(lines: list[dict], k: str) -> Iterator[tuple[str, str, Any]]:
-    def points(name: str) -> list[tuple[int, float]]:
+def _curves(
+    lines: list[dict], evaluated: list[dict], k: str
+) -> Iterator[tuple[str, str, Any]]:
+    def points(name: str, lines: list[dict]) -> list[tuple[int, float]]:
         return [(m["step"], m[name]) for m in lines if name in m]
 
     names = "loss", *losses.METRIC_LOSSES, "divergence"
-    of_losses = {name: points(f"train/{name}") for name in names}
+    of_losses = {name: points(f"train/{name}", lines) for name in names}
     recalls = {
-        "ensemble": points(f"eval/recall@{k}"),
-        "mean learner": points(f"eval/mean_learner/recall@{k}"),
+        "ensemble": points(f"eval/recall@{k}", evaluated),
+        "mean learner": points(f"eval/mean_learner/recall@{k}", evaluated),
     }
     for title, drawn in (("Loss", of_losses), (f"Recall@{k}", recalls)):
         ends = [f"{name} {p[-1][1]:.3f}" for name, p in drawn.items() if p]

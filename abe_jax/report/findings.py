@@ -9,6 +9,7 @@ import numpy as np
 from abe_jax import data, retrieval
 from abe_jax.evaluate import Evaluation
 
+_BLOCK = 1024  # queries of a class that are compared at once
 _SAMPLED = 1000  # images for histograms and the map, spread evenly
 
 
@@ -53,11 +54,14 @@ def nearest(evaluation: Evaluation, count: int) -> Nearest:
     for label in np.unique(labels):
         asked = np.flatnonzero(labels == label)
         there = np.flatnonzero(others.labels == label)
-        similarities = flat[asked] @ rows[there].T
-        if own:
-            np.fill_diagonal(similarities, -np.inf)
-        if len(there) > own:
-            best[asked] = similarities.max(axis=1)
+        if len(there) <= own:
+            continue
+        for start in range(0, len(asked), _BLOCK):
+            some = asked[start : start + _BLOCK]
+            similarities = flat[some] @ rows[there].T
+            if own:
+                similarities[some[:, None] == there] = -np.inf
+            best[some] = similarities.max(axis=1)
     wrong = (others.labels[found[:, 0]] != labels) & np.isfinite(best)
     return Nearest(scores / learners, found, best / learners, wrong)
 

@@ -11,7 +11,8 @@ from command_line import run
 from pyarrow import parquet
 
 from abe_jax.apply import images
-from abe_jax.apply.embed import write_embeddings
+from abe_jax.apply.embed import embed_images, write_embeddings
+from abe_jax.apply.output import whole
 from abe_jax.errors import UserError
 
 
@@ -146,9 +147,58 @@ def test_an_unreadable_folder_is_told(pictures, monkeypatch):
 def test_the_home_folder_may_be_meant(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(images.find("~/my pictures")) == len(NAMES)
-    write_embeddings(model, pictures, "~/e.npz")
+    home = {"images": "~/my pictures", "output": "~/e.npz", "strict": False}
+    embed_images(model.config, str(model.workdir), **home, step=None)
     assert (tmp_path / "e.npz").exists()
+    assert model.index("~/my pictures").folder == pictures
     with pytest.raises(UserError, match="images=gs://photos is a remote path"):
         images.find("gs://photos")
     with pytest.raises(UserError, match="output=gs://e.npz is a remote path"):
         write_embeddings(model, pictures, "gs://e.npz")
+
+
+def test_a_file_is_written_whole_by_each_process_for_itself(tmp_path, monkeypatch):
+    path, users = tmp_path / "e.npz", tmp_path / "e.npz.part"
+    users.write_text("the user's")
+    with whole(path) as mine:
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with whole(path) as others:
+            others.write_text("of another process")
+        mine.write_text("mine")
+        assert path.read_text() == "of another process"
+    with pytest.raises(KeyboardInterrupt), whole(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "mine" and users.read_text() == "the user's"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_few_zip_files_are_open_at_once(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_OPEN_ZIPS", 3)
+    for number in range(12):
+        with zipfile.ZipFile(tmp_path / f"{number:02}.zip", "w") as archive:
+            archive.write(pictures / "a" / "1.png", "1.png")
+    before, most = len(os.listdir("/proc/self/fd")), 0
+    with images.Reader() as reader:
+        for image in images.find(tmp_path):
+            assert reader.read(image)
+            most = max(most, len(os.listdir("/proc/self/fd")) - before)
+    assert 0 < most <= 3
+
+
+def test_damaged_zip_files_are_told_as_other_broken_images(model, pictures, tmp_path):
+    def packed(name, method):
+        with zipfile.ZipFile(pictures / name, "w", method) as archive:
+            archive.write(pictures / "a" / "1.png", "in.png")
+        return bytearray((pictures / name).read_bytes())
+
+    content = packed("name.zip", zipfile.ZIP_STORED)
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 9] |= 8  # the name is said to be UTF-8
+    content[entry + 46] = 0xE9
+    (pictures / "name.zip").write_bytes(content)
+    content = packed("lzma.zip", zipfile.ZIP_LZMA)
+    content[50:60] = b"\xff" * 10
+    (pictures / "lzma.zip").write_bytes(content)
+    refused = write_embeddings(model, pictures, tmp_path / "e.npz")
+    assert {file.name for file, _ in refused} == {"name.zip", "lzma.zip/in.png"}

@@ -1,5 +1,6 @@
 """Indexing a folder, refreshing the index, searching it."""
 
+import functools
 import os
 import shutil
 
@@ -9,8 +10,10 @@ from apply.conftest import NAMES
 from command_line import run
 from PIL import Image
 
+from abe_jax.apply import images, search
 from abe_jax.apply.approximate import Graph
 from abe_jax.errors import UserError
+from abe_jax.report import page
 
 
 @pytest.fixture
@@ -74,6 +77,22 @@ def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
     assert index.paths == NAMES
 
 
+def test_what_the_system_refuses_is_tried_again(model, pictures, tmp_path, monkeypatch):
+    read, file = images.Reader.read, tmp_path / "i.npz"
+
+    def refuse(reader, image):
+        if image.name == "a/1.png":
+            cause = OSError(5, "Input/output error")
+            raise UserError(f"cannot read {image.name}: {cause}.") from cause
+        return read(reader, image)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images.Reader, "read", refuse)
+        assert model.index(pictures, file).changes.unreadable == ("a/1.png",)
+    again = model.index(pictures, file)
+    assert (again.changes.embedded, again.changes.unreadable) == (1, ())
+
+
 def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path, monkeypatch):
     model.index(pictures, tmp_path / "i.npz")
     params, others = model.variables
@@ -119,6 +138,16 @@ def test_the_gallery_goes_to_the_device_once(model, pictures, tmp_path, monkeypa
     for _ in range(3):
         model.search(pictures / "a" / "1.png", index)
     assert len(made) == 1
+
+
+def test_the_page_stays_small(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "Pictures", functools.partial(page.Pictures, 1))
+    index, query = model.index(pictures, tmp_path / "i.npz"), pictures / "a" / "1.png"
+    results = model.search(query, index)
+    search.write_page(tmp_path / "page.html", str(query), index, results, "all")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("data:image/jpeg") == 1  # the query's
+    assert text.count("cosine") >= len(NAMES)
 
 
 @pytest.mark.peers

@@ -12,7 +12,7 @@ import fake_datasets as fake
 import numpy as np
 import pytest
 
-from abe_jax.data.datasets import DATASETS
+from abe_jax.data.datasets import DATASETS, mat_file
 from abe_jax.data.prepare import layouts
 
 
@@ -167,3 +167,15 @@ def test_image_folder_has_the_split_of_the_unprepared_one(tmp_path, photos):
     assert [roles[name] for name in sorted(roles)] == ["train"] * 16 + ["test"] * 16
     names = np.array([r.name for r in listing.records])
     assert len(np.unique(names)) == 32 * 8
+
+
+def test_matlab_files_are_read_by_whichever_scipy_python_finds(tmp_path, monkeypatch):
+    """Of a user's own site or of PYTHONPATH, as on clusters; not what lies beside."""
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").touch()
+    (tmp_path / "scipy" / "io.py").write_text(
+        "import numpy as np\n"
+        "def loadmat(path, squeeze_me): return {'v': np.array([1, 2])}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert mat_file.load("any.mat", "v") == [1, 2]

@@ -351,3 +351,16 @@ def test_images_of_every_suffix_are_stored_and_the_rest_is_told(tmp_path, caplog
     )
     assert len(stored) == 8 + 3
     assert "left out: 1 .heic" in caplog.text
+
+
+def test_a_link_to_an_image_that_is_gone_may_be_left_out(tmp_path):
+    photos = make(tmp_path / "photos", ["ash", "oak"])
+    (photos / "ash" / "9.jpg").symlink_to(tmp_path / "gone.jpg")
+    arguments = ("image_folder", photos, tmp_path / "data")
+    with pytest.raises(UserError, match="ash/9.jpg"):
+        prepare(*arguments)
+    assert "left out: ash/9.jpg" in prepare(*arguments, skip_bad=True)
+    assert "already prepared" in prepare(*arguments, skip_bad=True)
+    shutil.copy(photos / "ash" / "0.jpg", tmp_path / "gone.jpg")
+    with pytest.raises(UserError, match="1 changed, 'ash/9.jpg'"):
+        prepare(*arguments, skip_bad=True)

@@ -1,6 +1,7 @@
 """The page of a run: what is on it, and that nothing breaks it."""
 
 import base64
+import dataclasses
 import html.parser
 import json
 import re
@@ -213,6 +214,24 @@ def test_the_curve_of_any_loss_is_there(workdir, evaluation, tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (copied / "metrics.jsonl").write_text(text)
     assert "multi_similarity 0.250" in report.write(copied, evaluation).read_text()
+
+
+def test_other_data_stands_beside_nothing_of_the_run(workdir, evaluation):
+    content = json.loads(json.dumps(evaluation.content))
+    content["protocol"]["other_data"] = "elsewhere"
+    other = dataclasses.replace(evaluation, content=content)
+    text = report.write(workdir, other).read_text()
+    assert "ensemble, untrained" not in text and "at the end: ensemble" not in text
+    assert "loss 2.000" in text
+    assert "ensemble, untrained" in report.write(workdir, evaluation).read_text()
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_large_classes_are_compared_in_blocks(evaluation, block, monkeypatch):
+    expected = findings.nearest(evaluation, 3)
+    monkeypatch.setattr(findings, "_BLOCK", block)
+    found = findings.nearest(evaluation, 3)
+    np.testing.assert_allclose(found.best, expected.best, rtol=1e-6)
 
 
 def test_a_page_that_cannot_be_written_is_one_line(workdir, evaluation, tmp_path):

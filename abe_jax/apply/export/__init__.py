@@ -18,6 +18,7 @@ import numpy as np
 
 from abe_jax.apply.export import card
 from abe_jax.apply.images import Path, shown
+from abe_jax.apply.output import whole
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
@@ -42,7 +43,7 @@ def export_model(config, workdir: str, *, output: str, step: int | None) -> None
     Raises:
       UserError: as of `write`.
     """
-    _require_known(pathlib.Path(output))
+    _require_known(locate(output, "output"))
     print(write(Trained(workdir, step, config=config), output))
 
 
@@ -68,12 +69,10 @@ def write(model: Trained, output: Path) -> str:
         config.model.dtype = "float32"
         model = Trained(model.workdir, model.step, config=config)
     content, note = make(model)
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        with whole(path) as part:
+            part.write_bytes(content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"cannot write to --output: {error}.") from error
     return f"{shown(path)}: {len(content) / 2**20:,.1f} MiB, {note}"
 

@@ -16,8 +16,8 @@ def load(path: str, variable: str) -> list[Any]:
     Raises:
       ValueError: no such file or variable, or a damaged one; the text says why.
     """
-    # Isolated: this file alone is run, without the package around it.
-    command = [sys.executable, "-I", __file__, path, variable]
+    # This file alone is run: what lies beside it is not to be imported.
+    command = [sys.executable, "-P", __file__, path, variable]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode < 0:
         raise ValueError("it is damaged")

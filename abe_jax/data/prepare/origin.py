@@ -13,6 +13,7 @@ from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 
 ORIGIN_FILE = "origin.json"
+_UNREADABLE = -1  # in place of a size
 
 
 def write(
@@ -32,9 +33,12 @@ def write(
     files = {}
     for name, path in _files(source).items():
         known = digests.get(path)
-        if known is None and not name.lower().endswith(SUFFIXES):
-            known = digest(path)  # of annotations; no image that is not stored
-        files[name] = (os.path.getsize(path), None if known is None else known.hex())
+        try:
+            if known is None and not name.lower().endswith(SUFFIXES):
+                known = digest(path)  # of annotations; no image that is not stored
+            files[name] = os.path.getsize(path), known.hex() if known else None
+        except OSError:  # a link to nothing, say: nothing was made of it
+            files[name] = _UNREADABLE, None
     content = {"storing": dataclasses.asdict(storing), "files": files}
     (folder / ORIGIN_FILE).write_text(json.dumps(content))
 
@@ -84,6 +88,8 @@ def _differences(
 ) -> list[str]:
     def changed(name: str) -> bool:
         size, known = noted[name]
+        if size == _UNREADABLE:
+            return os.access(now[name], os.R_OK)
         status = os.stat(now[name])
         if status.st_size != size:
             return True
