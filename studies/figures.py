@@ -1,4 +1,4 @@
-"""The figure of `docs/results.md`, drawn from the lines of `studies/runs.jsonl`.
+"""The figure of `docs/results.md`, drawn from all lines, those of earlier too.
 
 Left: the gain of each ensemble over its mean learner, against how good that learner is,
 beside the paper's own. Right: Recall@1 by the number of learners.
@@ -122,7 +122,7 @@ def _legend_above(axes: Axes) -> None:
 
 def main(file: pathlib.Path = FILE) -> None:
     """Writes the figure."""
-    draw(run.read_lines()).savefig(file)
+    draw([*run.read_lines(), *run.read_lines(run.EARLIER_FILE)]).savefig(file)
 
 
 if __name__ == "__main__":

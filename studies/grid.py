@@ -44,14 +44,17 @@ class Data:
 
 _EMOJI: Overrides = {"train.steps": 1200, "train.checkpoint_every": 200}
 _PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
+_SLOW: Overrides = {"train.learning_rate": 2e-3}
 _TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
 _MULTI: Overrides = {"loss.name": "multi_similarity"}
 _LONG: Overrides = _MULTI | {"train.steps": 3600, "train.checkpoint_every": 200}
 DATA: dict[str, Data] = {
-    "birds": Data("quickstart", {}),
-    "birds_pairs": Data("quickstart", _PAIRS),
-    "birds_pairs_long": Data("quickstart", _PAIRS | {"train.steps": 4800}),
-    "birds_fast": Data("quickstart", _PAIRS | {"train.learning_rate": 4e-3}),
+    "birds": Data(
+        "quickstart", _SLOW | {"data.sampler": "classes", "data.images_per_class": 4}
+    ),
+    "birds_pairs": Data("quickstart", _PAIRS | _SLOW),
+    "birds_pairs_long": Data("quickstart", _PAIRS | _SLOW | {"train.steps": 4800}),
+    "birds_fast": Data("quickstart", {}),  # the quickstart as it is
     "birds_tuned": Data("quickstart", _PAIRS | _TUNE, start="birds"),
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),

@@ -46,7 +46,8 @@ def tiny(monkeypatch):
     def config(**train):
         config = quickstart.get_config()
         config.model.update(num_learners=2, embedding_dim=8)
-        config.data.update(load_size=16, image_size=16, images_per_class=4)
+        config.data.update(load_size=16, image_size=16)
+        config.data.update(sampler="classes", images_per_class=4)
         config.data.update(birds_classes=16, birds_images_per_class=8)
         config.data.update(num_threads=1)
         config.augment.update(brightness=0.0, contrast=0.0)
