@@ -102,7 +102,7 @@ def test_options_change_little(trunk):
     np.testing.assert_allclose(
         again["gradient_norm"], plain["gradient_norm"], rtol=1e-3
     )
-    assert rounded["loss"] != plain["loss"]
+    assert rounded["gradient_norm"] != plain["gradient_norm"]  # a loss may be at bounds
     # Most in ResNet-50, whose batch norm has few values here.
     np.testing.assert_allclose(rounded["loss"], plain["loss"], rtol=0.1)
 
