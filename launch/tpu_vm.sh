@@ -118,7 +118,8 @@ setup() {
   run mkdir -p dist
   run git archive --format=tar.gz --output=dist/abe_jax.tar.gz HEAD
   run "${tpus[@]}" tpu-vm scp dist/abe_jax.tar.gz "$name:" "${where[@]}" --worker=all
-  on_workers all "set -e; mkdir -p abe_jax; rm -rf abe_jax/abe_jax abe_jax/configs; tar -xzf abe_jax.tar.gz -C abe_jax;\
+  on_workers all "set -e; mkdir -p abe_jax; rm -rf abe_jax/abe_jax abe_jax/configs;\
+ tar -xzf abe_jax.tar.gz -C abe_jax;\
  cd abe_jax; python3 -m pip install --quiet --user uv;\
  python3 -m uv venv --quiet --allow-existing --python=3.12 .venv;\
  python3 -m uv pip install --quiet -e '.[tpu]'"

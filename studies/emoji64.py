@@ -299,10 +299,8 @@ def main(_: Any) -> None:
         for style, image in drawn.items():
             Image.fromarray(image).save(output / name / f"{style}.png", optimize=True)
     with output.with_name(f"{output.name}.csv").open("w", newline="") as file:
-        csv.writer(file).writerow(("class", "group", "name"))
-        csv.writer(file).writerows(
-            (name, emoji[name]["group"], emoji[name]["name"]) for name in classes
-        )
+        rows = [(name, emoji[name]["group"], emoji[name]["name"]) for name in classes]
+        csv.writer(file).writerows([("class", "group", "name"), *rows])
     images = sum(map(len, classes.values()))
     print(f"{len(classes):,} classes, {images:,} images in {output}")
 

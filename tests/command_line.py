@@ -72,6 +72,23 @@ def assert_left_alone(errors):
     assert "Traceback" not in errors, errors
 
 
+def freeing_late(seconds):
+    """Lines before a program: Grain's thread that frees shared memory is late, as it
+    may be when the processor is busy."""
+    return f"""
+import time
+from grain.multiprocessing import SharedMemoryArray
+
+free = SharedMemoryArray.close_shm_async
+
+def late(*args):
+    time.sleep({seconds})
+    free(*args)
+
+SharedMemoryArray.close_shm_async = late
+"""
+
+
 def free_port():
     """A port of this machine that nothing listens on.
 

@@ -49,6 +49,23 @@ def _eight_devices():
     assert jax.device_count() == 8, "the tests need 8 fake CPU devices"
 
 
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Makes the folders whose paths end in a text unreadable, even for root."""
+
+    def refuse_those(ending: str) -> None:
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith(ending):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+
+    return refuse_those
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> pathlib.Path:
     """A folder of 32 classes with 8 noisy 64 x 64 images each."""

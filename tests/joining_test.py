@@ -8,7 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMALL, assert_left_alone, free_port, run
+from command_line import (
+    ROOT,
+    SMALL,
+    assert_left_alone,
+    free_port,
+    freeing_late,
+    run,
+)
 
 from abe_jax import processes
 from abe_jax.errors import UserError
@@ -236,18 +243,11 @@ def test_an_error_of_one_of_several_processes_is_told_as_what_it_is(reason, kind
 
 
 HOLDS_SHARED_MEMORY = """
-import time
 from absl import flags
-from grain.multiprocessing import SharedMemoryArray
 from abe_jax import data, main
 from abe_jax.errors import UserError
 flags.FLAGS(["abe-jax", "--num_processes=2"])
 SharedMemoryArray.enable_async_del()
-free = SharedMemoryArray.close_shm_async
-def late(*args):
-    time.sleep(1)
-    free(*args)
-SharedMemoryArray.close_shm_async = late
 def fail(argv):
     array = SharedMemoryArray((4,), "u1")
     array.unlink_on_del()
@@ -258,7 +258,7 @@ main._guarded_main(["abe-jax"])
 
 
 def test_one_of_several_processes_frees_shared_memory_when_it_fails():
-    ended = called_alone(HOLDS_SHARED_MEMORY)
+    ended = called_alone(freeing_late(1) + HOLDS_SHARED_MEMORY)
     assert (ended.returncode, ended.stderr) == (1, "abe_jax: a mistake\n")
 
 

@@ -63,8 +63,9 @@ def show_forecast(config, workdir: str) -> None:
     images = {part: len(subset) for part, subset in splits.parts.items()}
     evaluated = sum(images.values()) - images["train"]
     evaluation_seconds = (time.perf_counter() - start) * evaluated / len(few)
-    steps = range(config.train.steps + 1)
-    evaluations = sum(loop.is_evaluated(config.train, step) for step in steps)
+    evaluations = sum(
+        loop.is_evaluated(config.train, step) for step in range(config.train.steps + 1)
+    )
     total = (
         seconds[0]
         + step_seconds * config.train.steps

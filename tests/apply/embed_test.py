@@ -131,15 +131,8 @@ def test_folders_are_walked_as_for_training(pictures, tmp_path, caplog):
     assert "left out 1 workdirs of runs: 'runs/first'" in caplog.text
 
 
-def test_an_unreadable_folder_is_told(pictures, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("b"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+def test_an_unreadable_folder_is_told(pictures, unreadable):
+    unreadable("b")
     with pytest.raises(UserError, match="cannot read the folder '.*b'"):
         images.find(pictures)
 

@@ -244,18 +244,9 @@ def test_pipes_are_not_waited_for(tmp_path, caplog):
     assert "left out 1 pipes or devices: 'ash/7.png'" in caplog.text
 
 
-def test_an_unreadable_class_folder_is_not_taken_for_an_empty_one(
-    tmp_path, monkeypatch
-):
+def test_an_unreadable_class_folder_is_not_taken_for_an_empty_one(tmp_path, unreadable):
     folder = make(tmp_path / "photos", ["ash", "elm", "oak"])
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("elm"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    unreadable("elm")
     with pytest.raises(UserError, match="cannot read the folder '.*elm'.*make it read"):
         ImageFolder(folder, 8)
 

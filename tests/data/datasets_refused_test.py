@@ -1,6 +1,5 @@
 """Data sets that are not whole, or not what they are taken for: each is refused."""
 
-import os
 import shutil
 
 import fake_datasets as fake
@@ -311,15 +310,8 @@ def test_missing_source(tmp_path):
         read("cub200", tmp_path / "nowhere", tmp_path / "scratch")
 
 
-def test_unreadable_folder(tmp_path, monkeypatch):
+def test_unreadable_folder(tmp_path, unreadable):
     fake.cub200(tmp_path, fake.SMALL["cub200"], fake.no_image)
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("003.Bird_3"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    unreadable("003.Bird_3")
     with pytest.raises(UserError, match="cannot read the folder .*003.Bird_3"):
         Tree.of(tmp_path)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from command_line import ROOT, SMALL, start
+from command_line import ROOT, SMALL, freeing_late, start
 
 # Reads batches through two workers, until it is interrupted.
 READS = """
@@ -110,23 +110,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, to_all):
         assert_all_end(process.pid)
 
 
-# Memory is freed by a thread of Grain's, which may be late when the processor is busy.
-LATE = """
-import time
-from grain.multiprocessing import SharedMemoryArray
-
-free = SharedMemoryArray.close_shm_async
-
-def late(*args):
-    time.sleep(0.05)
-    free(*args)
-
-SharedMemoryArray.close_shm_async = late
-"""
-
-
 def test_a_ctrl_c_leaves_no_memory_that_is_freed_late(tmp_path):
-    with reading(tmp_path, LATE + READS) as process:
+    with reading(tmp_path, freeing_late(0.05) + READS) as process:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (0, "")
