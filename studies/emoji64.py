@@ -216,7 +216,7 @@ def icons_of_classes(
 
 def render(icons: Json, name: str, size: int) -> Image.Image:
     """One icon as an RGB image of `size` x `size` pixels, centred on white."""
-    import resvg_py  # of this program alone
+    import resvg_py  # pyright: ignore[reportMissingImports]
 
     icon = icons["icons"][name]
     left, top, width, height = (
