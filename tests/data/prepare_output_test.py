@@ -193,6 +193,12 @@ def _image_of_the_same_size(source):
     path.write_bytes(content)
 
 
+def _link_to_nothing(source):
+    path = source / "elm" / "1.jpg"
+    path.unlink()
+    path.symlink_to("gone.jpg")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,6 +207,7 @@ def _image_of_the_same_size(source):
         (_gone_image, "holds now: 1 gone, 'ash/0.jpg'"),
         (_larger_image, "holds now: 1 changed, 'elm/1.jpg'"),
         (_image_of_the_same_size, "holds now: 1 changed, 'elm/1.jpg'"),
+        (_link_to_nothing, "holds now: 1 changed, 'elm/1.jpg'"),
     ],
 )
 def test_another_source_is_not_taken_for_prepared(change, message, tmp_path):

@@ -90,12 +90,15 @@ def _differences(
         size, known = noted[name]
         if size == _UNREADABLE:
             return os.access(now[name], os.R_OK)
-        status = os.stat(now[name])
-        if status.st_size != size:
+        try:
+            status = os.stat(now[name])
+            if status.st_size != size:
+                return True
+            # Files that were only copied are newer, too.
+            newer = max(status.st_mtime_ns, status.st_ctime_ns) >= time
+            return newer and known is not None and digest(now[name]).hex() != known
+        except OSError:  # it could be read when it was prepared
             return True
-        # Files that were only copied are newer, too.
-        newer = max(status.st_mtime_ns, status.st_ctime_ns) >= time
-        return newer and known is not None and digest(now[name]).hex() != known
 
     both = sorted(noted.keys() & now.keys())
     found = [
