@@ -191,8 +191,14 @@ def _guarded_main(argv: Sequence[str]) -> None:
         _fail(error, 1)
     except KeyboardInterrupt as interrupt:
         _forget(interrupt)
-        lost = "stopped at once; what was done since the last checkpoint is lost."
-        _fail(UserError(lost), 128 + signal.SIGINT)
+        trains = _MODE.value in _FOR_NEW_RUNS
+        lost = "; what was done since the last checkpoint is lost" if trains else ""
+        _fail(UserError(f"stopped at once{lost}."), 128 + signal.SIGINT)
+    except BrokenPipeError:  # of `| head`, to which no more need be printed
+        if _MODE.value in _FOR_NEW_RUNS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         from abe_jax import processes
 

@@ -175,6 +175,9 @@ def explain(error: Exception) -> UserError | None:
             f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
             "set train.chunks or model.rematerialize."
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        # Such as a path below a folder that this user may not enter.
+        return UserError(f"cannot use {error.filename!r}: {error.strerror}.")
     return of_another(error)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from abe_jax import retrieval
-from abe_jax.apply.output import whole
 from abe_jax.data.datasets.tree import shown
 from abe_jax.errors import UserError, first_line
+from abe_jax.workdir import whole
 
 _MEASURED = 200  # rows that ask, to measure the recall
 _NEIGHBOURS = 10

@@ -13,10 +13,11 @@ from pyarrow import parquet
 
 from abe_jax.apply import progress
 from abe_jax.apply.images import ImageFile, Path, find, shown
-from abe_jax.apply.output import whole
+from abe_jax.apply.output import require_a_place
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
+from abe_jax.workdir import claim, whole
 
 
 def embed_images(
@@ -35,9 +36,10 @@ def embed_images(
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: as of `write_embeddings`.
+      UserError: the config is not that of the run; or as of `write_embeddings`.
     """
     _require_known(locate(output, "output"))
+    claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
     refused = write_embeddings(model, images, output, strict=strict)
     progress.list_refused(error for _, error in refused)
@@ -174,6 +176,5 @@ def _require_known(path: pathlib.Path) -> type[_Writer]:
     if path.suffix not in _WRITERS:
         known = " or ".join(_WRITERS)
         raise UserError(f"--output={shown(path)} must end in {known}.")
-    if not path.parent.is_dir():
-        raise UserError(f"--output: there is no folder {shown(path.parent)!r}.")
+    require_a_place(path)
     return _WRITERS[path.suffix]

@@ -14,9 +14,10 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import tempfile
 import zipfile
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -25,9 +26,9 @@ from abe_jax import retrieval
 from abe_jax.apply import progress
 from abe_jax.apply.approximate import Graph
 from abe_jax.apply.images import ImageFile, Path, find, shown
-from abe_jax.apply.output import whole
 from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
+from abe_jax.workdir import whole
 
 if TYPE_CHECKING:
     from abe_jax.apply.trained import Trained
@@ -53,6 +54,18 @@ class Changes:
     unreadable: tuple[str, ...]
 
 
+class Match(NamedTuple):
+    """An image that was found.
+
+    Attributes:
+      path: its name below the folder that was searched, as of `apply.images`.
+      score: cosine with the query in [-1, 1]; of all learners, their mean.
+    """
+
+    path: str
+    score: float
+
+
 class Index:
     """A gallery of images, ready to be searched.
 
@@ -61,6 +74,7 @@ class Index:
       files: its images that could be read, sorted by name.
       embeddings: float32 `[N, M, D/M]`, of unit length for each learner.
       changes: what the last refresh found.
+      identity: of the model that embedded them, as of `Trained.identity`.
     """
 
     def __init__(
@@ -69,12 +83,14 @@ class Index:
         files: list[ImageFile],
         embeddings: np.ndarray,
         changes: Changes,
+        identity: str,
         file: pathlib.Path,
     ):
         self.folder = folder
         self.files = files
         self.embeddings = embeddings
         self.changes = changes
+        self.identity = identity
         self._file = file
         # On the devices as long as the index lives, once for each learner asked.
         self._gallery = cache(lambda learner: retrieval.Gallery(self._rows(learner)))
@@ -115,6 +131,22 @@ class Index:
         scores, rows = gallery.top_k(asked.reshape(len(asked), -1), k)
         return scores / asked.shape[1], rows
 
+    def matches(
+        self,
+        queries: np.ndarray,
+        k: int,
+        learner: int | None = None,
+        *,
+        approximate: bool = False,
+    ) -> list[list[Match]]:
+        """The nearest images of each query by name, the best first; args of `top_k`."""
+        scores, rows = self.top_k(queries, k, learner, approximate=approximate)
+        paths = self.paths
+        return [
+            [Match(paths[row], x) for row, x in zip(*found, strict=True) if row >= 0]
+            for found in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
     def _rows(self, learner: int | None) -> np.ndarray:
         rows = self.embeddings if learner is None else self.embeddings[:, learner]
         return rows.reshape(len(rows), -1)
@@ -141,10 +173,13 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
       UserError: no images, or the file is no index or cannot be written.
     """
     place = pathlib.Path(os.path.abspath(locate(folder, "images")))
-    path = _default_file(model.workdir, place) if file is None else pathlib.Path(file)
-    identity = _identity(model)
+    path = (
+        _default_file(model.workdir, place)
+        if file is None
+        else locate(file, "file").absolute()
+    )
     files = {image.name: image for image in find(folder)}
-    known, stored = _read(path, identity)
+    known, stored = _read(path, model.identity)
     # Name to row of `parts`, put together; None where the image cannot be read.
     rows = {
         name: row
@@ -163,6 +198,8 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
 
     number = len(stored)
     todo = [image for name, image in files.items() if name not in rows]
+    if not fresh:
+        _require_writable(path)
     try:
         for done, embeddings in model.embed_files(progress.shown(todo), refuse):
             rows |= {image.name: number + i for i, image in enumerate(done)}
@@ -182,7 +219,7 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
                 readable=np.array([rows[n] is not None for n in names], bool),
                 embeddings=together,
                 folder=np.array(str(place)),
-                model=np.array(identity),
+                model=np.array(model.identity),
             )
     if not readable:
         raise UserError(f"no image of {shown(folder)!r} could be read.")
@@ -192,7 +229,8 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         dropped=len(known.keys() - files.keys()),
         unreadable=tuple(name for name in names if rows[name] is None),
     )
-    return Index(place, [files[name] for name in readable], together, changes, path)
+    found = [files[name] for name in readable]
+    return Index(place, found, together, changes, model.identity, path)
 
 
 def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -201,7 +239,7 @@ def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return workdir / INDEX_FOLDER / f"{name or 'root'}-{digest}.npz"
 
 
-def _identity(model: "Trained") -> str:
+def identity_of(model: "Trained") -> str:
     """Changes with the weights, and with how an image becomes their input."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(model.variables):
@@ -232,15 +270,26 @@ def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
                 )
             }
             return known, content["embeddings"]
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        *(EOFError, KeyError, OSError, TypeError, ValueError),
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"{shown(path)} is no index ({error}); delete it, and it is made anew."
         ) from error
 
 
-def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+def _require_writable(path: pathlib.Path) -> None:
+    """Checks, before hours of work, that the index can be put there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write the index: {error}.") from error
+
+
+def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+    try:
         with whole(path) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:

@@ -1,20 +1,18 @@
-"""Files that are there whole or not at all."""
+"""Where a result goes."""
 
-import contextlib
-import os
 import pathlib
-from collections.abc import Iterator
+
+from abe_jax.data.datasets.tree import shown
+from abe_jax.errors import UserError
 
 
-@contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path to write to: this process's own, moved to the file's at the end.
+def require_a_place(path: pathlib.Path) -> None:
+    """Checks, before hours of work, that a file of `--output` can be put there.
 
-    What raises inside leaves the file as it was, and nothing beside it.
+    Raises:
+      UserError: its folder is missing, or a folder has its name.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise UserError(f"--output: there is no folder {shown(path.parent)!r}.")
+    if path.is_dir():
+        raise UserError(f"--output={shown(path)} is a folder; give a file's name.")

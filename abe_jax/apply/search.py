@@ -3,13 +3,16 @@
 import pathlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from abe_jax.apply import progress
-from abe_jax.apply.images import Reader, find, shown
-from abe_jax.apply.index import Index
-from abe_jax.apply.trained import Match, Trained
+from abe_jax.apply.images import ImageFile, Reader, find, shown
+from abe_jax.apply.index import Index, Match
+from abe_jax.apply.trained import Trained
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
 from abe_jax.report import page
+from abe_jax.workdir import claim, locate
 
 SEARCH_FILE = "search.html"
 
@@ -42,19 +45,24 @@ def search_images(
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: no images, or no such learner.
+      UserError: the config is not that of the run, no images, or no such learner.
     """
+    queries = find(query)
+    claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
+    model.require_asked(top_k, learner)
     index = model.index(images)
-    progress.list_refused(index.changes.unreadable)
     changes = index.changes
+    progress.list_refused(changes.unreadable)
+    asked = np.concatenate([rows for _, rows in model.embed_files(queries, _refuse)])
+    results = index.matches(asked, top_k, learner, approximate=approximate)
+    path = locate(workdir) / SEARCH_FILE
+    compared_by = "all learners" if learner is None else f"learner {learner}"
+    title = f"What {shown(query)} finds"
+    write_page(path, title, queries, index, results, compared_by)
     print(
         f"{len(index):,} images of {shown(images)}: {changes.embedded:,} embedded, "
         f"{changes.kept:,} as before, {changes.dropped:,} gone"
-    )
-    queries = find(query)
-    results = model.search(
-        query, index, top_k=top_k, learner=learner, approximate=approximate
     )
     if approximate and (recall := index.graph(learner).recall) is not None:
         print(f"usearch finds {recall:.1%} of the 10 exactly nearest images")
@@ -62,15 +70,17 @@ def search_images(
         print(f"\n{shown(file.name)}")
         for rank, match in enumerate(matches, start=1):
             print(f"{rank:>4}  {match.score:>7.4f}  {shown(match.path)}")
-    path = model.workdir / SEARCH_FILE
-    compared_by = "all learners" if learner is None else f"learner {learner}"
-    write_page(path, query, index, results, compared_by)
     print(f"\n{path}")
+
+
+def _refuse(file: ImageFile, error: UserError) -> None:
+    raise error
 
 
 def write_page(
     path: pathlib.Path,
-    query: str,
+    title: str,
+    queries: list[ImageFile],
     index: Index,
     results: list[list[Match]],
     compared_by: str,
@@ -79,13 +89,13 @@ def write_page(
 
     Args:
       path: of the page.
-      query: image, folder or zip file that asked.
+      title: of the page.
+      queries: the images that asked.
       index: what was searched.
-      results: the matches of each image of `query`, in order.
+      results: the matches of each query.
       compared_by: whose embeddings were compared.
     """
     pictures = page.Pictures()
-    queries = find(query)
     files = dict(zip(index.paths, index.files, strict=True))
 
     def rows() -> Iterator[page.Query]:
@@ -123,7 +133,7 @@ def write_page(
     page.write(
         path,
         "search.html",
-        title=f"What {shown(query)} finds",
+        title=title,
         folder=shown(index.folder),
         size=len(index),
         number=len(queries),

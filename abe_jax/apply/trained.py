@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,25 +14,13 @@ from PIL import Image
 
 from abe_jax import models, parallel, train_step
 from abe_jax.apply.images import ImageFile, Path, decoded, find
-from abe_jax.apply.index import Index, refresh
+from abe_jax.apply.index import Index, Match, identity_of, refresh
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
 from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate
 from abe_jax.workdir.checkpoints import Checkpoints
 
 Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
-
-
-class Match(NamedTuple):
-    """An image that was found.
-
-    Attributes:
-      path: its name below the folder that was searched, as of `apply.images`.
-      score: cosine with the query in [-1, 1]; of all learners, their mean.
-    """
-
-    path: str
-    score: float
 
 
 class Trained:
@@ -60,7 +48,7 @@ class Trained:
           step: of the checkpoint; the newest by default.
           config: of the run; None for that in the workdir.
         """
-        self.workdir = locate(workdir)
+        self.workdir = locate(workdir).absolute()
         stored = config_files.of_workdir(self.workdir) if config is None else config
         self.config: Any = stored.copy_and_resolve_references()
         fields.require_in_range(self.config)
@@ -93,6 +81,11 @@ class Trained:
             return json.loads(path.read_text()) if path.exists() else {}
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}.") from error
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes with the weights, and with how an image becomes their input."""
+        return identity_of(self)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -180,7 +173,27 @@ class Trained:
           for each query its matches, the best first.
 
         Raises:
-          UserError: as of `embed` and `index`, or no such learner.
+          UserError: as of `embed`, `index` and `require_asked`; or the index was made
+            by other weights.
+        """
+        self.require_asked(top_k, learner)
+        index = (
+            self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
+        )
+        if index.identity != self.identity:
+            raise UserError(
+                f"the index of {index.folder} was made by other weights than those of "
+                f"{self.workdir}, step {self.step}: make it with the same model."
+            )
+        return index.matches(
+            self.embed(queries), top_k, learner, approximate=approximate
+        )
+
+    def require_asked(self, top_k: int, learner: int | None) -> None:
+        """Checks what is asked of `search`.
+
+        Raises:
+          UserError: no such learner, or a number of matches below 1.
         """
         if learner is not None and not 0 <= learner < self.num_learners:
             raise UserError(
@@ -189,17 +202,6 @@ class Trained:
             )
         if top_k < 1:
             raise UserError(f"--top_k={top_k} must be a whole number from 1.")
-        index = (
-            self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
-        )
-        scores, rows = index.top_k(
-            self.embed(queries), top_k, learner, approximate=approximate
-        )
-        paths = index.paths
-        return [
-            [Match(paths[row], x) for row, x in zip(*found, strict=True) if row >= 0]
-            for found in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
 
     def decode(self, content: bytes, name: str) -> np.ndarray:
         """An image file as the model takes it: uint8 `[size, size, 3]`.

@@ -53,10 +53,10 @@ def measure(
       the fields of `evaluation.json` that speak of retrieval.
 
     Raises:
-      UserError: no query has another image of its class, K is larger than the gallery,
-        or an embedding is not finite.
+      UserError: no query has another image of its class, or an embedding is not finite.
     """
     ks = tuple(recall_at)
+    _warn_of_certainties(labels if gallery is None else gallery[1], gallery is None, ks)
     index, count = processes.place()
     # Every process asks its share of the queries.
     share = (index * len(labels) // count, (index + 1) * len(labels) // count)
@@ -103,6 +103,21 @@ def measure(
             **diversity(embeddings, labels, gallery),
         },
     }
+
+
+def _warn_of_certainties(searched: np.ndarray, queries_too: bool, ks: tuple[int, ...]):
+    """Says which figures are 1 whatever the model."""
+    if len(np.unique(searched)) == 1:
+        _log.warning("one class is evaluated: every figure is 1, whatever the model.")
+        return
+    others = len(searched) - queries_too
+    certain = [k for k in ks if k >= others]
+    if certain:
+        _log.warning(
+            "a query is compared with %d images: Recall@%d is 1, whatever the model.",
+            others,
+            certain[0],
+        )
 
 
 def _figures(result: retrieval.RetrievalResult, ks: tuple[int, ...]) -> dict:

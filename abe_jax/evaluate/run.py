@@ -169,9 +169,10 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
     evaluation = measure_checkpoint(config, workdir, step)
     content = evaluation.content
     if processes.is_first():
-        present.write(locate(workdir), content)
+        # First, as the workdir may be one that cannot be written to.
         columns = {f"step {content['step']}": present.scalars(content)}
-        print(present.table(columns, len(content["learners"])))
+        print(present.table(columns, len(content["learners"])), flush=True)
+        present.write(locate(workdir), content)
     return evaluation
 
 

@@ -49,7 +49,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     # Whatever can be refused is refused before the workdir is written to.
     fields.require_in_range(config)
     folder = locate(workdir)
-    claim.require_outside_data(folder, config.data.path)
+    claim.require_outside_data(folder, config.data)
+    claim.refuse_foreign_files(folder)
     trackers.require_installed(config.train.trackers)
     resumes = bool(checkpoints.steps_in(folder))
     if resumes:

@@ -57,14 +57,28 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     Raises:
       NotWritable: such as on a full disk; what was there before still is.
     """
-    part = path.with_name(f"{path.name}.part")
     with writing():
-        with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole(path) as part:
+            with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path to write to: this process's own, moved to the file's at the end.
+
+    What raises inside leaves the file as it was, and nothing beside it.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong before counts
+            part.unlink()
 
 
 @contextlib.contextmanager

@@ -243,6 +243,11 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} can be read: {'; '.join(reasons)}. "
                 "Bring one back from a copy, or start again in another --workdir."
             )
+        if not (self._folder / str(chosen)).exists():
+            raise UserError(
+                f"the checkpoint of step {chosen} went while it was read: training in "
+                f"{self._workdir} keeps the newest ones. Run the same command again."
+            )
         raise UserError(
             f"{self._folder}: {reasons[0]}; leave --step out or choose "
             f"another of {', '.join(map(str, steps))}."

@@ -2,22 +2,33 @@
 
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from abe_jax import data
+from abe_jax.data import prepared
 from abe_jax.errors import UserError
 from abe_jax.workdir import (
     CHANGES_FILE,
     CONFIG_FILE,
     DATA_FILE,
+    EVALUATION_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    checkpoints,
     config_files,
     fields,
+    locate,
+    lock,
     write_whole,
 )
 
 _log = logging.getLogger(__name__)
+
+_WRITTEN = (DATA_FILE, CHANGES_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
 
 
 def require_own(
@@ -85,7 +96,7 @@ def with_own_weights(workdir: pathlib.Path, config) -> Any:
     return config
 
 
-def require_run(workdir: pathlib.Path, config) -> None:
+def require_run(workdir: str | pathlib.Path, config) -> None:
     """Checks that the workdir holds a run of this config.
 
     Raises:
@@ -93,7 +104,7 @@ def require_run(workdir: pathlib.Path, config) -> None:
         one is out of range.
     """
     fields.require_in_range(config)
-    _refuse_other_config(workdir, _as_json(config))
+    _refuse_other_config(locate(workdir), _as_json(config))
 
 
 def require_same_data(workdir: pathlib.Path, description: dict) -> None:
@@ -157,19 +168,40 @@ def other_data(workdir: pathlib.Path, config, description: dict) -> OtherData | 
     return OtherData(config.data.path, trained, found[0]) if found else None
 
 
-def require_outside_data(workdir: pathlib.Path, data_path: str | None) -> None:
+def require_outside_data(workdir: pathlib.Path, section) -> None:
     """Checks that a run does not write among the images that it reads.
+
+    Args:
+      workdir: of the run.
+      section: `data` of its config.
 
     Raises:
       UserError: the workdir is the folder of the images, or lies in it.
     """
-    if not data_path:
+    if not section.path or prepared.find(section.path, section.name):
         return
-    images = pathlib.Path(data_path).expanduser().resolve()
+    images = pathlib.Path(os.path.expanduser(section.path)).resolve()
     if images.is_dir() and workdir.resolve().is_relative_to(images):
         raise UserError(
-            f"--workdir={workdir} lies in data.path = {data_path!r}, where it would be "
-            "read as a class; give a folder outside it."
+            f"--workdir={workdir} lies in data.path = {section.path!r}, where it would "
+            "be read as a class; give a folder outside it."
+        )
+
+
+def refuse_foreign_files(workdir: pathlib.Path) -> None:
+    """Checks that nothing would be written over that no run left there.
+
+    Raises:
+      UserError: the workdir holds no run, but a file by the name of one of a run's.
+    """
+    found = [] if lock.is_free_or_ours(workdir) else [LOCK_FILE]
+    holds_a_run = (workdir / CONFIG_FILE).exists() or checkpoints.steps_in(workdir)
+    if not holds_a_run:
+        found += [name for name in _WRITTEN if (workdir / name).exists()]
+    if found:
+        raise UserError(
+            f"--workdir={workdir} holds {found[0]}, which is no run's of this program; "
+            "give another folder, which need not exist."
         )
 
 

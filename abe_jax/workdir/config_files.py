@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from abe_jax.errors import UserError
 from abe_jax.workdir import CONFIG_FILE, fields, locate
 
+_SECTIONS = "model", "data", "train"  # of every config
+
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # In a wheel inside the package, in a clone beside it.
 _CONFIGS = next(
@@ -84,6 +86,8 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"cannot read {path}: it holds no JSON object.")
+    if not all(isinstance(content.get(name), dict) for name in _SECTIONS):
+        raise UserError(f"{path} is no run's of this program; give another --workdir.")
     return content
 
 

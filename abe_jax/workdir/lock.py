@@ -14,6 +14,20 @@ from abe_jax.workdir import LOCK_FILE, writing
 
 _log = logging.getLogger(__name__)
 
+_HOLDER = "process "
+
+
+def is_free_or_ours(workdir: pathlib.Path) -> bool:
+    """Whether the name of the lock is nobody else's: what is there, `hold` wrote."""
+    path = workdir / LOCK_FILE
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HOLDER)) in (b"", _HOLDER.encode())
+    except FileNotFoundError:
+        return True
+    except OSError:  # `hold` will say why
+        return not path.is_dir()
+
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
@@ -46,7 +60,7 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         # For that message only: a full disk must not end a run here.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
-            text = f"process {os.getpid()} on {socket.gethostname()}\n"
+            text = f"{_HOLDER}{os.getpid()} on {socket.gethostname()}\n"
             os.pwrite(descriptor, text.encode(), 0)
         yield
     finally:

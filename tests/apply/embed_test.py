@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from abe_jax.apply import images
 from abe_jax.apply.embed import embed_images, write_embeddings
-from abe_jax.apply.output import whole
 from abe_jax.errors import UserError
+from abe_jax.workdir import config_files, whole
 
 
 def test_npz_holds_all_images_in_order(model, pictures, tmp_path):
@@ -65,9 +65,14 @@ def test_strict_writes_nothing(model, pictures, tmp_path):
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("e.csv", "must end in .npz or .parquet"), ("no/e.npz", "there is no folder")],
+    [
+        ("e.csv", "must end in .npz or .parquet"),
+        ("no/e.npz", "there is no folder"),
+        ("folder.npz", "folder.npz is a folder; give a file's name"),
+    ],
 )
 def test_output_that_cannot_be(model, pictures, tmp_path, output, message):
+    (tmp_path / "folder.npz").mkdir()
     with pytest.raises(UserError, match=message):
         write_embeddings(model, pictures, tmp_path / output)
 
@@ -96,6 +101,20 @@ def test_memory_does_not_grow_with_the_number_of_images(model, pictures, tmp_pat
         del model.decode
     assert ended == 300
     assert most <= 16 * (os.cpu_count() or 1) + 1 + 3 * 16
+
+
+def test_settings_are_those_of_the_run(workdir, pictures, tmp_path):
+    config = config_files.of_workdir(workdir)
+    config.data.image_size = 24
+    output = tmp_path / "e.npz"
+    with pytest.raises(UserError, match=r"data.image_size \(there 32, now 24\)"):
+        embed_images(
+            config,
+            workdir,
+            **{"images": str(pictures), "output": str(output)},
+            **{"strict": False, "step": None},
+        )
+    assert not output.exists()
 
 
 @pytest.mark.slow

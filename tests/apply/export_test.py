@@ -16,6 +16,7 @@ import abe_jax
 from abe_jax.apply import export
 from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
+from abe_jax.workdir import config_files
 
 MODELS = [("abe", "googlenet_bn")]
 OTHERS = [("abe", "googlenet"), ("m_heads", "googlenet_bn"), ("one_head", "googlenet")]
@@ -153,6 +154,18 @@ def test_output_that_cannot_be(model, tmp_path):
         export.write(model, tmp_path / "model.pt")
     with pytest.raises(UserError, match="there is no folder"):
         export.write(model, tmp_path / "no" / "model.onnx")
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(UserError, match="is a folder; give a file's name"):
+        export.write(model, tmp_path / "model.onnx")
+
+
+def test_settings_are_those_of_the_run(workdir, tmp_path):
+    config = config_files.of_workdir(workdir)
+    config.data.image_size = 24
+    output = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match=r"data.image_size \(there 32, now 24\)"):
+        export.export_model(config, workdir, output=str(output), step=None)
+    assert not output.exists()
 
 
 @pytest.mark.slow

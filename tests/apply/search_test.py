@@ -1,19 +1,24 @@
 """Indexing a folder, refreshing the index, searching it."""
 
+import copy
 import functools
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from apply.conftest import NAMES
-from command_line import run
+from command_line import run, start
 from PIL import Image
 
+import abe_jax
 from abe_jax.apply import images, search
 from abe_jax.apply.approximate import Graph
+from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
 from abe_jax.report import page
+from abe_jax.workdir import config_files
 
 
 @pytest.fixture
@@ -93,18 +98,113 @@ def test_what_the_system_refuses_is_tried_again(model, pictures, tmp_path, monke
     assert (again.changes.embedded, again.changes.unreadable) == (1, ())
 
 
-def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path, monkeypatch):
-    model.index(pictures, tmp_path / "i.npz")
+def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
+    index = model.index(pictures, tmp_path / "i.npz")
+    other = copy.copy(model)
+    other.__dict__.pop("identity", None)
     params, others = model.variables
     params = {**params, "head": {k: v + 1 for k, v in params["head"].items()}}
-    monkeypatch.setattr(model, "variables", (params, others))
-    assert model.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
+    other.variables = params, others
+    with pytest.raises(
+        UserError, match="was made by other weights than those of .*, s"
+    ):
+        other.search(pictures, index)
+    assert other.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
 
 
 def test_a_file_that_is_no_index(model, pictures, tmp_path):
     (tmp_path / "i.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is no index .* delete it"):
-        model.index(pictures, tmp_path / "i.npz")
+    np.save(tmp_path / "rows.npy", np.ones((3, 3)))
+    for name in ("i.npz", "rows.npy"):
+        with pytest.raises(UserError, match="is no index .* delete it"):
+            model.index(pictures, tmp_path / name)
+
+
+def test_an_index_that_cannot_be_kept_is_refused_before_the_work(
+    model, pictures, tmp_path, decoded
+):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the index"):
+        model.index(pictures, tmp_path / "file" / "i.npz")
+    assert not decoded
+
+
+def test_a_run_is_found_from_any_folder(workdir, pictures, tmp_path, monkeypatch):
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    (copied / "evaluation.json").write_text('{"protocol": {"data": "birds"}}')
+    monkeypatch.chdir(tmp_path)
+    model = abe_jax.load("run")
+    monkeypatch.chdir(pictures)
+    assert model.protocol == {"data": "birds"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.index(".")
+    model.index(".", "~/i.npz")
+    assert len(list((copied / "index").iterdir())) == 1
+    assert (tmp_path / "i.npz").exists()
+    assert sorted(path.name for path in pictures.iterdir() if path.is_dir()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"query": "no/such.png"}, "such.png' does not exist"),
+        ({"learner": 2}, "learners 0 to 1"),
+        ({"top_k": 0}, "from 1"),
+        ({"square": "squeeze"}, "holds a run of another config: data.square"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_the_work(
+    changed, message, workdir, pictures, monkeypatch
+):
+    monkeypatch.setattr(Trained, "index", lambda *_: pytest.fail("it was indexed"))
+    config = config_files.of_workdir(workdir)
+    config.data.square = changed.pop("square", config.data.square)
+    asked = {"query": str(pictures), "top_k": 1, "learner": None} | changed
+    with pytest.raises(UserError, match=message):
+        search.search_images(
+            config, workdir, images=str(pictures), approximate=False, step=None, **asked
+        )
+
+
+def test_queries_are_those_that_were_there_at_first(
+    workdir, pictures, tmp_path, monkeypatch, capsys
+):
+    """Though one comes and one goes while the folder is indexed."""
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "incoming").mkdir()
+    for name in ("1.png", "2.png"):
+        shutil.copy(pictures / "a" / "1.png", tmp_path / "incoming" / name)
+    index = Trained.index
+
+    def meanwhile(model, folder):
+        shutil.copy(pictures / "a" / "1.png", tmp_path / "incoming" / "0.png")
+        return index(model, folder)
+
+    monkeypatch.setattr(Trained, "index", meanwhile)
+    search.search_images(
+        config_files.of_workdir(run),
+        run,
+        images=str(pictures),
+        query=str(tmp_path / "incoming"),
+        **{"top_k": 1, "learner": None, "approximate": False, "step": None},
+    )
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.endswith(".png")][::2] == [
+        *("1.png", "2.png")
+    ]
+    assert "0.png" not in printed
+
+
+def test_a_reader_that_has_enough_is_no_error(workdir, pictures, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    arguments = (f"--workdir={run}", "--mode=search", f"--images={pictures}")
+    with start(*arguments, f"--query={pictures}") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head` does, here at once
+        errors = process.stderr.read()
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert (run / "search.html").exists()
 
 
 def test_search_equals_a_plain_one(model, pictures, tmp_path):
@@ -144,7 +244,9 @@ def test_the_page_stays_small(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "Pictures", functools.partial(page.Pictures, 1))
     index, query = model.index(pictures, tmp_path / "i.npz"), pictures / "a" / "1.png"
     results = model.search(query, index)
-    search.write_page(tmp_path / "page.html", str(query), index, results, "all")
+    search.write_page(
+        tmp_path / "page.html", "title", images.find(query), index, results, "all"
+    )
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/jpeg") == 1  # the query's
     assert text.count("cosine") >= len(NAMES)
@@ -202,8 +304,8 @@ def test_mistakes(model, pictures, tmp_path):
 
 
 def test_the_mode(workdir, pictures, tmp_path):
-    copy = shutil.copytree(workdir, tmp_path / "run")
-    arguments = (f"--workdir={copy}", "--mode=search", f"--images={pictures}")
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    arguments = (f"--workdir={copied}", "--mode=search", f"--images={pictures}")
     query = pictures / "a" / "1.png"
     status, output, errors = run(*arguments, f"--query={query}", "--top_k=3")
     assert status == 0, errors
@@ -215,7 +317,7 @@ def test_the_mode(workdir, pictures, tmp_path):
     assert status == 0, errors
     assert f"0 embedded, {len(NAMES)} as before, 0 gone" in output
     assert r"caf\xe9 latin-1.png" in output and r"line\x0abreak.png" in output
-    page = (copy / "search.html").read_text()
+    page = (copied / "search.html").read_text()
     assert page.count("<img") == len(NAMES) * (1 + len(NAMES))
     assert "and <b>" not in page
     assert "quote &#39; &#34; and &lt;b&gt;&amp;amp;.png" in page

@@ -237,6 +237,14 @@ def test_a_link_to_a_class_folder_that_is_gone_is_told(tmp_path, caplog):
     assert "left out 1 links to what is not there: 'fir'" in caplog.text
 
 
+def test_links_to_themselves_are_left_out(tmp_path, caplog):
+    folder = make(tmp_path / "photos", ["ash", "oak"])
+    (folder / "loop").symlink_to("loop")
+    (folder / "ash" / "loop").symlink_to("loop")
+    assert len(ImageFolder(folder, 8)) == 4
+    assert "left out 2 links to what is not there: 'loop', 'ash/loop'" in caplog.text
+
+
 def test_pipes_are_not_waited_for(tmp_path, caplog):
     folder = make(tmp_path / "photos", ["ash", "oak"])
     os.mkfifo(folder / "ash" / "7.png")

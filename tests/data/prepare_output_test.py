@@ -371,3 +371,14 @@ def test_a_link_to_an_image_that_is_gone_may_be_left_out(tmp_path):
     shutil.copy(photos / "ash" / "0.jpg", tmp_path / "gone.jpg")
     with pytest.raises(UserError, match="1 changed, 'ash/9.jpg'"):
         prepare(*arguments, skip_bad=True)
+
+
+@pytest.mark.parametrize("part", ["all", "train"])
+def test_where_nothing_is_left_nothing_is_prepared(part, tmp_path):
+    photos = make(tmp_path / "photos")
+    bad = list(photos.rglob("*.jpg") if part == "all" else photos.rglob("[ae]*/*.jpg"))
+    for path in bad:
+        path.write_text("<html>")
+    with pytest.raises(UserError, match="no image of the 'train' part can be used; th"):
+        prepare("image_folder", photos, tmp_path / "data", skip_bad=True)
+    assert not list((tmp_path / "data").rglob("index.npz"))

@@ -142,3 +142,23 @@ def test_queries_that_are_the_gallery_are_noticed(measured, caplog):
     evaluate.measure(embeddings, labels, (1,), (embeddings[::2], labels[::2]))
     evaluate.measure(embeddings, labels, (1,))
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 0, 0], "one class is evaluated: every figure is 1"),
+        ([0, 0, 1, 1], "compared with 3 images: Recall@4 is 1, whatever the model"),
+    ],
+)
+def test_figures_that_are_certain_are_told(labels, message, caplog):
+    embeddings = np.eye(4, dtype=np.float32)[:, None]
+    result = evaluate.measure(embeddings, np.array(labels), (1, 2, 4))
+    assert message in caplog.text
+    assert result["recall"]["4"] == 1.0
+
+
+def test_figures_that_are_not_certain_are_not_told(measured, caplog):
+    embeddings, labels, _ = measured
+    evaluate.measure(embeddings, labels, (1, 48))
+    assert not caplog.text

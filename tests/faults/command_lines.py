@@ -20,7 +20,7 @@ def _check(config, workdir, *_, **__):
     from abe_jax.workdir import claim, fields, locate
 
     fields.require_in_range(config)
-    claim.require_outside_data(locate(workdir), config.data.path)
+    claim.require_outside_data(locate(workdir), config.data)
     mesh = types.SimpleNamespace(size=1)
     parallel.require_divisible(config.train.batch_size, mesh, config.train.chunks)
     models.check(config.model)

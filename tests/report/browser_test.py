@@ -7,7 +7,7 @@ from apply.conftest import AWKWARD
 
 import abe_jax
 from abe_jax import report
-from abe_jax.apply import search
+from abe_jax.apply import images, search
 
 pytestmark = pytest.mark.peers
 
@@ -35,7 +35,9 @@ def pages(workdir, evaluation, photos):
     index = model.index(folder)
     results = model.search(folder, index)
     path = workdir / "search.html"
-    search.write_page(path, str(folder), index, results, "all learners")
+    search.write_page(
+        path, "found", images.find(folder), index, results, "all learners"
+    )
     return {"report": report.write(workdir, evaluation), "search": path}
 
 

@@ -236,6 +236,7 @@ def test_large_classes_are_compared_in_blocks(evaluation, block, monkeypatch):
 
 def test_a_page_that_cannot_be_written_is_one_line(workdir, evaluation, tmp_path):
     copied = shutil.copytree(workdir, tmp_path / "run")
-    (copied / "report.html.part").mkdir()
+    (copied / "report.html").unlink(missing_ok=True)
+    (copied / "report.html").mkdir()
     with pytest.raises(NotWritable, match="cannot write to --workdir"):
         report.write(copied, evaluation)

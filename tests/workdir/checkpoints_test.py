@@ -183,6 +183,20 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
     assert (workdir / "damaged_checkpoints" / "8").is_dir()
 
 
+def test_a_checkpoint_that_training_replaces_is_not_called_damaged(
+    two_steps, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+
+    def gone(folder):
+        shutil.rmtree(folder)
+        return "files.json is missing"
+
+    monkeypatch.setattr(checkpoints.seals, "damage", gone)
+    with pytest.raises(UserError, match="step 4 went while it was read: training in"):
+        restore(workdir, 4, read_only=True)
+
+
 def test_where_all_are_damaged_each_is_named(two_steps, tmp_path):
     workdir = shutil.copytree(two_steps, tmp_path / "run")
     for step in (4, 8):

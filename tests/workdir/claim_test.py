@@ -1,10 +1,14 @@
 """A workdir belongs to one config and one set of data; what may change, does."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from ml_collections import ConfigDict
 
-from abe_jax import data
+from abe_jax import data, train
+from abe_jax.data import prepared
 from abe_jax.errors import UserError
 from abe_jax.workdir import NotWritable, claim, fields, locate, lock
 from configs import quickstart
@@ -142,14 +146,56 @@ def test_a_damaged_file_is_named(claimed, name, text):
 
 
 def test_a_workdir_among_the_images_is_refused(tmp_path):
+    def of(path, name="image_folder"):
+        return ConfigDict({"path": path, "name": name})
+
     images = tmp_path / "images"
     (images / "ash").mkdir(parents=True)
     for inside in (images, images / "runs" / "one"):
         with pytest.raises(UserError, match="would be read as a class; give a folder"):
-            claim.require_outside_data(inside, str(images))
-    claim.require_outside_data(tmp_path / "runs", str(images))
-    claim.require_outside_data(tmp_path / "images.run", str(images))
-    claim.require_outside_data(tmp_path / "runs", None)
+            claim.require_outside_data(inside, of(str(images)))
+    claim.require_outside_data(tmp_path / "runs", of(str(images)))
+    claim.require_outside_data(tmp_path / "images.run", of(str(images)))
+    claim.require_outside_data(tmp_path / "runs", of(None))
+    claim.require_outside_data(images, of("~no-such-user/x"))
+    (images / "cub200" / prepared.VERSION).mkdir(parents=True)
+    (images / "cub200" / prepared.VERSION / prepared.INDEX_FILE).touch()
+    claim.require_outside_data(images / "run", of(str(images), "cub200"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"loss": 1}\n'),
+        ("report.html", "<p>mine</p>"),
+        ("evaluation.json", "{}"),
+        ("data.json", "{}"),
+        ("changes.jsonl", ""),
+        ("lock", "poetry"),
+    ],
+)
+def test_a_users_files_are_not_written_over(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"holds {name}, which is no run's"):
+        train.train_and_evaluate(quickstart.get_config(), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_users_config_is_no_runs(tmp_path):
+    (tmp_path / "config.json").write_text('{"name": "my-app", "port": 80}')
+    with pytest.raises(UserError, match="config.json is no run's of this program"):
+        claim.require_own(tmp_path, quickstart.get_config(), DESCRIPTION)
+
+
+def test_what_a_killed_start_left_is_a_runs(tmp_path, claimed):
+    claim.refuse_foreign_files(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+    with lock.hold(tmp_path / "new"):
+        pass
+    claim.refuse_foreign_files(tmp_path / "new")
+    (claimed / "metrics.jsonl").write_text("")
+    claim.refuse_foreign_files(claimed)
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b/r", "hdfs://b/r", " ", ""])
@@ -182,3 +228,17 @@ def test_a_finished_model_meets_other_data(claimed):
     assert found is not None
     assert (found.path, found.trained) == ("elsewhere", ["ash", "elm"])
     assert "train: 2 class(es) no longer" in found.difference
+
+
+def test_processes_write_a_file_at_the_same_time(tmp_path):
+    """Such as --mode=evaluate in the workdir of a run that trains."""
+    code = (
+        "import pathlib, sys; from abe_jax.workdir import write_whole\n"
+        "for i in range(100): write_whole(pathlib.Path(sys.argv[1]), sys.argv[2] * 999)"
+    )
+    path = tmp_path / "report.html"
+    command = [sys.executable, "-c", code, str(path)]
+    writers = [subprocess.Popen([*command, text]) for text in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert path.read_text() in ("a" * 999, "b" * 999)
+    assert list(tmp_path.iterdir()) == [path]

@@ -96,7 +96,11 @@ def test_fields_that_came_later_have_their_defaults(tmp_path):
     [
         (None, "holds no run"),
         ("{", "cannot read .*config.json"),
-        (json.dumps({"train": {"steps": "many"}}), "is of another version: .*steps"),
+        (json.dumps({"name": "app"}), "is no run's of this program"),
+        (
+            json.dumps({"model": {}, "data": {}, "train": {"steps": "many"}}),
+            "is of another version: .*steps",
+        ),
     ],
 )
 def test_a_workdir_without_a_config(text, message, tmp_path):

@@ -18,11 +18,12 @@ import numpy as np
 
 from abe_jax.apply.export import card
 from abe_jax.apply.images import Path, shown
-from abe_jax.apply.output import whole
+from abe_jax.apply.output import require_a_place
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets.tree import locate
 from abe_jax.errors import UserError
 from abe_jax.models.cpu import lowering
+from abe_jax.workdir import claim, whole
 
 # JAX reads what an older JAX exported for at least so long.
 _READABLE = datetime.timedelta(days=180)
@@ -41,9 +42,10 @@ def export_model(config, workdir: str, *, output: str, step: int | None) -> None
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: as of `write`.
+      UserError: the config is not that of the run; or as of `write`.
     """
     _require_known(locate(output, "output"))
+    claim.require_run(workdir, config)
     print(write(Trained(workdir, step, config=config), output))
 
 
@@ -166,6 +168,5 @@ _FORMS: dict[str, Callable[[Trained], tuple[bytes, str]]] = {
 def _require_known(path: pathlib.Path) -> Callable[[Trained], Any]:
     if path.suffix not in _FORMS:
         raise UserError(f"--output={shown(path)} must end in {', '.join(_FORMS)}.")
-    if not path.parent.is_dir():
-        raise UserError(f"--output: there is no folder {shown(path.parent)!r}.")
+    require_a_place(path)
     return _FORMS[path.suffix]

@@ -1,10 +1,11 @@
 """The files of a data set: listed once, in a folder or a zip file; none is opened."""
 
+import errno
 import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from abe_jax.data.decoding import SUFFIXES
 from abe_jax.errors import UserError
@@ -101,13 +102,13 @@ class Tree:
             above = (*above, (status.st_dev, status.st_ino))
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-            subfolders = [entry for entry in entries if entry.is_dir()]
+            subfolders = [entry for entry in entries if _leads_to(entry.is_dir)]
             for entry in entries:
-                if entry.name.startswith(".") or entry.is_dir():
+                if entry.name.startswith(".") or entry in subfolders:
                     continue
                 # A link to an image that is gone is named when it is read.
                 image = entry.name.lower().endswith(SUFFIXES)
-                if entry.is_file() or (entry.is_symlink() and image):
+                if _leads_to(entry.is_file) or (entry.is_symlink() and image):
                     self.files[prefix + entry.name] = entry.path
                 elif entry.is_symlink():
                     self.left_out[prefix + entry.name] = "links to what is not there"
@@ -214,6 +215,16 @@ def parent(path: str) -> str:
     """The folder of a relative path, "" or with a slash at its end."""
     head, slash, _ = path.rpartition("/")
     return head + slash
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """`is_dir` or `is_file` of an entry; false of a link to itself."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def locate(path: str | os.PathLike[str], what: str) -> pathlib.Path:

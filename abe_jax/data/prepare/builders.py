@@ -172,6 +172,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self.bad and not self._skip_bad:
             raise UserError(_bad_text(self.bad, len(self._listing.records)))
         assert len(self._kept) + len(self.bad) == len(self._listing.records)
+        self._refuse_lost_parts()
         self._refuse_copies()
         self.info.set_splits(info.splits)
         self._write_index(pathlib.Path(self.data_dir))
@@ -192,6 +193,17 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 chunk = []
         writer.add_examples({name: chunk})
         writer.close_splits([name])
+
+    def _refuse_lost_parts(self) -> None:
+        """Without the bad images something must be left to train and to test with."""
+        kept = {record.role for record, _ in self._kept}
+        for role in dict.fromkeys(record.role for record in self._listing.records):
+            if role not in kept:
+                name, reason = self.bad[0]
+                raise UserError(
+                    f"no image of the {role!r} part can be used; the first bad one is "
+                    f"{name} ({reason})."
+                )
 
     def _refuse_copies(self) -> None:
         trained = {e.digest for r, e in self._kept if r.role == "train"}
