@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     train.momentum = 0.9  # of sgd
     train.weight_decay = 1e-4  # of kernels (ours)
     train.schedule = "cosine"  # cosine | step | constant (ours)
-    train.warmup_steps = 0  # linear from 0 (ours)
+    train.warmup_steps = 0  # linear, from 1 / warmup_steps of the peak (ours)
     train.decay_every = 5_000  # steps, of schedule = "step" (ours)
     train.decay_rate = 0.1  # of schedule = "step" (ours)
     train.clip_norm = 0.0  # global norm of the gradient; 0: no clipping (ours)

@@ -3,10 +3,11 @@
     python -m abe_jax.main --config=configs/emoji64.py --workdir=runs/emoji64 \\
         --config.data.path=emoji64
 
-`python -m studies.emoji64 --output=emoji64` makes the drawings. The first half of the
-sorted classes trains, the second half tests: 4,072 queries of 682 classes that were
-never seen. 16 x 16 raw pixels reach Recall@1 0.26; this reached 0.413 in 46 minutes on
-two busy cores (8f68608). All settings are ours; the paper has no such data set.
+`python -m studies.emoji64 --output=emoji64` makes the drawings; it needs Node.js's
+`npm` and `pip install resvg-py`. The first half of the sorted classes trains, the
+second half tests: 4,072 queries of 682 classes that were never seen. 16 x 16 raw pixels
+reach Recall@1 0.26; this reached 0.413 in 46 minutes on two busy cores (8f68608). All
+settings are ours; the paper has no such data set.
 """
 
 from ml_collections import ConfigDict

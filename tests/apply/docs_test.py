@@ -54,7 +54,7 @@ def test_commands(folder, command):
 
 def test_every_mode_is_there():
     modes = {re.findall(r"--mode=(\w+)", command)[0] for command in commands()}
-    assert modes == {"embed", "search", "report", "export"}
+    assert modes == {"embed", "search", "evaluate", "report", "export"}
 
 
 def test_python(folder):
