@@ -45,7 +45,8 @@ def search_images(
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: the config is not that of the run, no images, or no such learner.
+      UserError: the config is not that of the run, no images, no query that can be
+        read, or no such learner.
     """
     queries = find(query)
     claim.require_run(workdir, config)
@@ -54,7 +55,13 @@ def search_images(
     index = model.index(images)
     changes = index.changes
     progress.list_refused(changes.unreadable)
-    asked = np.concatenate([rows for _, rows in model.embed_files(queries, _refuse)])
+    refused: list[UserError] = []
+    done = list(model.embed_files(queries, lambda _, error: refused.append(error)))
+    if not done:
+        raise refused[0]
+    progress.list_refused(refused)
+    queries = [file for files, _ in done for file in files]
+    asked = np.concatenate([embeddings for _, embeddings in done])
     results = index.matches(asked, top_k, learner, approximate=approximate)
     path = locate(workdir) / SEARCH_FILE
     compared_by = "all learners" if learner is None else f"learner {learner}"
@@ -71,10 +78,6 @@ def search_images(
         for rank, match in enumerate(matches, start=1):
             print(f"{rank:>4}  {match.score:>7.4f}  {shown(match.path)}")
     print(f"\n{path}")
-
-
-def _refuse(file: ImageFile, error: UserError) -> None:
-    raise error
 
 
 def write_page(

@@ -174,6 +174,7 @@ def test_queries_are_those_that_were_there_at_first(
     (tmp_path / "incoming").mkdir()
     for name in ("1.png", "2.png"):
         shutil.copy(pictures / "a" / "1.png", tmp_path / "incoming" / name)
+    (tmp_path / "incoming" / "1.5.png").write_text("half a file")
     index = Trained.index
 
     def meanwhile(model, folder):
@@ -188,7 +189,9 @@ def test_queries_are_those_that_were_there_at_first(
         query=str(tmp_path / "incoming"),
         **{"top_k": 1, "learner": None, "approximate": False, "step": None},
     )
-    printed = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr()
+    assert "cannot read 1.5.png as an image" in output.err
+    printed = output.out.splitlines()
     assert [line for line in printed if line.endswith(".png")][::2] == [
         *("1.png", "2.png")
     ]
