@@ -103,8 +103,9 @@ class Tree:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
             subfolders = [entry for entry in entries if _leads_to(entry.is_dir)]
+            folder_names = {entry.name for entry in subfolders}
             for entry in entries:
-                if entry.name.startswith(".") or entry in subfolders:
+                if entry.name.startswith(".") or entry.name in folder_names:
                     continue
                 # A link to an image that is gone is named when it is read.
                 image = entry.name.lower().endswith(SUFFIXES)
