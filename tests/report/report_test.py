@@ -13,8 +13,9 @@ from apply.conftest import AWKWARD
 from command_line import run
 
 from abe_jax import data, evaluate, report
+from abe_jax.evaluate import present
 from abe_jax.report import attention, findings, page, plots
-from abe_jax.workdir import NotWritable
+from abe_jax.workdir import NotWritable, config_files
 
 
 class Page(html.parser.HTMLParser):
@@ -240,3 +241,13 @@ def test_a_page_that_cannot_be_written_is_one_line(workdir, evaluation, tmp_path
     (copied / "report.html").mkdir()
     with pytest.raises(NotWritable, match="cannot write to --workdir"):
         report.write(copied, evaluation)
+
+
+def test_a_result_that_cannot_be_kept_is_shown(workdir, monkeypatch, capsys):
+    def refuse(*_):
+        raise NotWritable("cannot write to --workdir")
+
+    monkeypatch.setattr(present, "write", refuse)
+    with pytest.raises(NotWritable):
+        evaluate.evaluate_checkpoint(config_files.of_workdir(workdir), str(workdir))
+    assert "ensemble" in capsys.readouterr().out
