@@ -19,7 +19,6 @@ import zipfile
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from abe_jax import retrieval
@@ -104,33 +103,6 @@ class Index:
     def __len__(self) -> int:
         return len(self.files)
 
-    def top_k(
-        self,
-        queries: np.ndarray,
-        k: int,
-        learner: int | None = None,
-        *,
-        approximate: bool = False,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest images of each query.
-
-        Args:
-          queries: `[Q, M, D/M]`, as of `Trained.embed`.
-          k: how many; all where the index holds fewer.
-          learner: the one that compares; None for all together.
-          approximate: through `graph`, instead of exactly.
-
-        Returns:
-          cosines `[Q, k]` float32 in [-1, 1], of all learners their mean, largest
-          first; and rows of the index `[Q, k]`, -1 where `graph` found fewer.
-        """
-        k = min(k, len(self))
-        chosen = slice(None) if learner is None else slice(learner, learner + 1)
-        asked = queries[:, chosen]
-        gallery = (self.graph if approximate else self._gallery)(learner)
-        scores, rows = gallery.top_k(asked.reshape(len(asked), -1), k)
-        return scores / asked.shape[1], rows
-
     def matches(
         self,
         queries: np.ndarray,
@@ -139,9 +111,25 @@ class Index:
         *,
         approximate: bool = False,
     ) -> list[list[Match]]:
-        """The nearest images of each query by name, the best first; args of `top_k`."""
-        scores, rows = self.top_k(queries, k, learner, approximate=approximate)
+        """The nearest images of each query.
+
+        Args:
+          queries: `[Q, M, D/M]`, as of `Trained.embed`.
+          k: how many; all where the index holds fewer.
+          learner: the one that compares; None for all together.
+          approximate: through `graph`, which may find fewer, instead of exactly.
+
+        Returns:
+          for each query its matches, the best first.
+        """
+        k = min(k, len(self))
+        chosen = slice(None) if learner is None else slice(learner, learner + 1)
+        asked = queries[:, chosen]
+        gallery = (self.graph if approximate else self._gallery)(learner)
+        sums, rows = gallery.top_k(asked.reshape(len(asked), -1), k)
+        scores = sums / asked.shape[1]
         paths = self.paths
+        # The graph gives row -1 where it found no more.
         return [
             [Match(paths[row], x) for row, x in zip(*found, strict=True) if row >= 0]
             for found in zip(rows.tolist(), scores.tolist(), strict=True)
@@ -237,16 +225,6 @@ def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in folder.name)
     return workdir / INDEX_FOLDER / f"{name or 'root'}-{digest}.npz"
-
-
-def identity_of(model: "Trained") -> str:
-    """Changes with the weights, and with how an image becomes their input."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model.variables):
-        digest.update(np.asarray(leaf).tobytes())
-    data, dtype = model.config.data, model.config.model.dtype
-    prepared = f"{data.load_size} {data.square} {data.image_size} {dtype}"
-    return f"{digest.hexdigest()[:32]} {prepared}"
 
 
 Known = dict[str, tuple[tuple[int, int], int | None]]

@@ -1,6 +1,7 @@
 """A trained model, opened from the folder of its run."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 
 from abe_jax import models, parallel, train_step
 from abe_jax.apply.images import ImageFile, Path, decoded, find
-from abe_jax.apply.index import Index, Match, identity_of, refresh
+from abe_jax.apply.index import Index, Match, refresh
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
 from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate
@@ -85,7 +86,12 @@ class Trained:
     @cached_property
     def identity(self) -> str:
         """Changes with the weights, and with how an image becomes their input."""
-        return identity_of(self)
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        data, dtype = self.config.data, self.config.model.dtype
+        prepared = f"{data.load_size} {data.square} {data.image_size} {dtype}"
+        return f"{digest.hexdigest()[:32]} {prepared}"
 
     @property
     def protocol(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The tables of names, and errors that need no package to read a file."""
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -208,9 +209,9 @@ def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):
     fails("folder.pth", "there is no such file")
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "empty.safetensors").touch()
-    with pytest.raises(UserError) as found:
+    broken = "is broken" if find_spec("safetensors") else "reading it needs a package"
+    with pytest.raises(UserError, match=f"~/empty.safetensors:? {broken}"):
         pretrained.load_googlenet("~/empty.safetensors")
-    assert "there is no such file" not in str(found.value)
     (tmp_path / "weights.h5").touch()
     fails("weights.h5", r"read from \.onnx, \.safetensors, \.pth, \.pt files")
     with (tmp_path / "big.pth").open("wb") as file:
