@@ -102,11 +102,18 @@ ROWS: dict[str, Row] = {
     "1-head, multi-similarity, rate 0.004": Row(
         _MULTI | {"model.name": "one_head", "train.learning_rate": 4e-3}
     ),
+    "1-head, multi-similarity, K 4": Row(
+        _MULTI | {"model.name": "one_head", "data.images_per_class": 4}
+    ),
     "abe-8, contrastive, pairs": Row(
         _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
     ),
     "proxy-anchor": Row(_PROXY),
     "1-head, proxy-anchor": Row(_PROXY | {"model.name": "one_head"}),
+    # At their authors' rate itself, in place of a hundred times ours.
+    "1-head, proxy-anchor, proxies at 0.01": Row(
+        _PROXY | {"model.name": "one_head", "train.loss_factor": 5.0}
+    ),
     **{f"weight decay {w:g}": Row({"train.weight_decay": w}) for w in (0.2, 1.0)},
 }
 
