@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abe_jax.errors import UserError
+from abe_jax.errors import require_known
 from abe_jax.precision import working_dtype
 
 CROPS = ("area", "plain", "centre")
@@ -55,9 +55,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
     Raises:
       UserError: `config.crop` is unknown.
     """
-    if config.crop not in CROPS:
-        known = ", ".join(map(repr, CROPS))
-        raise UserError(f"augment.crop is {config.crop!r}; known are {known}.")
+    require_known("augment.crop", config.crop, CROPS)
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
         crop_key, colour_key, erase_key = jax.random.split(key, 3)
@@ -167,6 +165,8 @@ def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
 
 def _erase(image: jax.Array, key: jax.Array, config) -> jax.Array:
     """Covers one random rectangle with a random grey (Zhong et al., 2020)."""
+    if not config.erase:
+        return image
     size = image.shape[0]
     chance_key, side_key, place_key, grey_key = jax.random.split(key, 4)
     sides = size * jax.random.uniform(side_key, (2,), minval=0.1, maxval=0.5)

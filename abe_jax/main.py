@@ -32,12 +32,14 @@ class _Mode:
         takes the config, the workdir and the values of `takes` by their names.
       takes: names of flags beside --config and --workdir.
       needs: those of them that must be given.
+      one_process: the mode is for one process, on all its devices.
     """
 
     what: str
     function: str
     takes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    one_process: bool = False
 
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -80,18 +82,21 @@ _MODES = {
         "abe_jax.apply.embed:embed_images",
         takes=("images", "output", "strict", "step"),
         needs=("images", "output"),
+        one_process=True,
     ),
     "search": _Mode(
         "find what is like --query in --images; prints it, writes search.html",
         "abe_jax.apply.search:search_images",
         takes=("images", "query", "top_k", "learner", "approximate", "step"),
         needs=("images", "query"),
+        one_process=True,
     ),
     "export": _Mode(
         "write the model to --output: .safetensors, .onnx or .stablehlo",
         "abe_jax.apply.export:export_model",
         takes=("output", "step"),
         needs=("output",),
+        one_process=True,
     ),
     "report": _Mode(
         "draw report.html again, from the run and its data",
@@ -129,7 +134,7 @@ def _main(argv: Sequence[str]) -> None:
     for name in _OF_MODES:
         if flags.FLAGS[name].present and name not in mode.takes:
             raise UserError(f"--{name} is not for --mode={_MODE.value}.")
-    if _several_processes() and mode.function.startswith("abe_jax.apply"):
+    if _several_processes() and mode.one_process:
         raise UserError(f"--mode={_MODE.value} is for one process, on all its devices.")
     config_files.require_known(_CONFIG.value)
     # Orbax and JAX tell much that is not for the user of this program.
@@ -187,6 +192,7 @@ def _several_processes() -> bool:
 def _guarded_main(argv: Sequence[str]) -> None:
     try:
         _main(argv)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
     except UserError as error:
         _fail(error, 1)
     except KeyboardInterrupt as interrupt:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from abe_jax import models
-from abe_jax.errors import UserError
+from abe_jax.errors import require_known
 
 
 def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -17,14 +17,17 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     SGD with momentum is the paper's. Weight decay acts on kernels only: decoupled with
     AdamW, part of the gradient with SGD.
 
-    It is that of a nested dict of "model" and "loss", the parameters of each.
-
     Args:
       config: the `train` section of a config (see `configs/default.py`).
+
+    Returns:
+      the transformation of `{"model": parameters, "loss": parameters}`, each a nested
+      dict, and the rate at a step.
 
     Raises:
       UserError: an optimiser or schedule of another name.
     """
+    require_known("train.optimizer", config.optimizer, ("sgd", "adamw"))
     schedule = _schedule(config)
     clip = (
         optax.clip_by_global_norm(config.clip_norm)
@@ -36,12 +39,8 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     # some for each of hundreds of small arrays, which take long to compile.
     if config.optimizer == "sgd":
         direction = optax.chain(decay, optax.flatten(optax.trace(config.momentum)))
-    elif config.optimizer == "adamw":
-        direction = optax.chain(optax.flatten(optax.scale_by_adam()), decay)
     else:
-        raise UserError(
-            f"train.optimizer is {config.optimizer!r}; known are 'sgd' and 'adamw'."
-        )
+        direction = optax.chain(optax.flatten(optax.scale_by_adam()), decay)
     for factor, chosen in (
         (config.new_layer_factor, _is_new),
         (config.loss_factor, _is_of_loss),
@@ -60,6 +59,7 @@ def create(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
 
 
 def _schedule(config) -> optax.Schedule:
+    require_known("train.schedule", config.schedule, ("cosine", "step", "constant"))
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         # A trial run may be shorter than its warm-up.
@@ -72,13 +72,8 @@ def _schedule(config) -> optax.Schedule:
             return rate * jnp.power(config.decay_rate, fallen)
 
         after = stairs
-    elif config.schedule == "constant":
-        after = optax.constant_schedule(rate)
     else:
-        raise UserError(
-            f"train.schedule is {config.schedule!r}; known are 'cosine', 'step' and "
-            "'constant'."
-        )
+        after = optax.constant_schedule(rate)
     # The first step already moves: it is taken at 1 / warmup of the rate.
     before = optax.linear_schedule(rate / max(warmup, 1), rate, max(warmup - 1, 1))
     joined = optax.join_schedules([before, after], [warmup])

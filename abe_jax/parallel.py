@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 
 DATA_AXIS = "data"
 
@@ -62,6 +62,7 @@ def map_over_devices(
     Raises:
       UserError: a mapping of another name, or "pmap" with several processes.
     """
+    require_known("parallel.mapping", mapping, ("shard_map", "pmap"))
     donated = (0,) if donate_state else ()
     if mapping == "shard_map":
         rows, same = PartitionSpec(DATA_AXIS), PartitionSpec()
@@ -76,10 +77,6 @@ def map_over_devices(
         )
         options = _COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
         return jax.jit(mapped, donate_argnums=donated, compiler_options=options)
-    if mapping != "pmap":
-        raise UserError(
-            f"parallel.mapping is {mapping!r}; known are 'shard_map' and 'pmap'."
-        )
     if jax.process_count() > 1:
         raise UserError(
             "parallel.mapping = 'pmap' is for one process; use 'shard_map' for several."

@@ -103,8 +103,9 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
     except (ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the processes did not find each other: {reason}") from error
+        raise UserError(
+            f"the processes did not find each other: {first_line(error)}."
+        ) from error
     # JAX has put a handler of its own there, which only takes note.
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     _abort_in_one_line()

@@ -86,10 +86,11 @@ def embed(subset: data.Subset) -> np.ndarray:
     """Each image's pixels as 512 numbers of unit length, `[n, 512]` float32."""
     projection = np.random.default_rng(1).normal(size=(16 * 16 * 3, 512))
     rows = np.zeros((len(subset), 512), np.float32)
-    for batch in data.evaluation_batches(subset, BATCH_SIZE, data.Reading()):
-        real = batch["position"] >= 0
-        small = batch["image"][real, 8::16, 8::16].reshape(real.sum(), -1) / 128.0 - 1.0
-        rows[batch["position"][real]] = small @ projection
+    batches = data.evaluation_batches(subset, BATCH_SIZE, data.Reading())
+    for start, batch in zip(range(0, len(rows), BATCH_SIZE), batches, strict=True):
+        small = batch["image"][: len(rows) - start, 8::16, 8::16]
+        small = small.reshape(len(small), -1) / 128.0 - 1.0
+        rows[start : start + BATCH_SIZE] = small @ projection
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 

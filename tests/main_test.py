@@ -258,11 +258,11 @@ BAD = {
     ),
     "optimizer": (
         [*SMALL, "--workdir=W", "--config.train.optimizer=adma"],
-        "known are 'sgd' and 'adamw'",
+        "known are 'sgd', 'adamw'",
     ),
     "mapping": (
         [*SMALL, "--workdir=W", "--config.parallel.mapping=vmap"],
-        "known are 'shard_map' and 'pmap'",
+        "known are 'shard_map', 'pmap'",
     ),
 }
 

@@ -1,6 +1,5 @@
 """A trained model, opened from the folder of its run."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,16 +9,14 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from abe_jax import models, parallel, train_step
+from abe_jax import parallel, train_step
 from abe_jax.apply.images import ImageFile, Path, decoded, find
 from abe_jax.apply.index import Index, Match, refresh
 from abe_jax.data import decoding
 from abe_jax.errors import UserError
-from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate
-from abe_jax.workdir.checkpoints import Checkpoints
+from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate, weights
 
 Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
 
@@ -54,18 +51,10 @@ class Trained:
         self.config: Any = stored.copy_and_resolve_references()
         fields.require_in_range(self.config)
         decoding.require_known_square(self.config.data.square)
-        with self.config.unlocked():
-            self.config.model.pretrained = None  # the checkpoint has the weights
         self._mesh = parallel.make_mesh(jax.local_devices())
-
-        # Shapes only: the weights are those of the checkpoint.
-        self.model: Any = nnx.eval_shape(
-            lambda: models.create(self.config.model, rngs=nnx.Rngs(0))
+        self.model, state = weights.restore_trained(
+            self.workdir, self.config, self._mesh, step
         )
-        _, params, others = train_step.split_model(self.model)
-        opened = Checkpoints(self.workdir, read_only=True)
-        with contextlib.closing(opened) as checkpoints:
-            state = checkpoints.restore_model(params, others, self._mesh, step)
         self.step = int(state.step)
         self.variables = (state.params, state.model_state)
         self.num_learners: int = self.model.num_learners

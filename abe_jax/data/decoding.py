@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 
 # What is read, whatever a file is called, of all that Pillow could: its reader of EPS
 # would start another program, others are for rare and unsafe formats.
@@ -142,10 +142,7 @@ def require_known_square(square: str) -> str:
     Raises:
       UserError: it is not.
     """
-    if square not in SQUARES:
-        raise UserError(
-            f"data.square is {square!r}; known are {', '.join(map(repr, SQUARES))}."
-        )
+    require_known("data.square", square, SQUARES)
     return square
 
 

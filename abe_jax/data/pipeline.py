@@ -129,40 +129,30 @@ def train_batches(
       "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`, the class among those of the
       subset, from 0; B this process's part.
     """
-
-    def rows(step: int) -> np.ndarray:
-        return sampler.batch(step)
-
     _, labels = np.unique(subset.labels, return_inverse=True)
-    return _read(subset, labels.astype(np.int32), rows, range(start, stop), reading)
+    load = _LoadBatch(subset, sampler.batch, labels.astype(np.int32), reading)
+    return _read(load, range(start, stop))
 
 
 def evaluation_batches(
     subset: Subset, batch_size: int, reading: Reading
 ) -> Generator[Batch]:
-    """Every image of a part exactly once, in order; the last batch is padded.
+    """Every image of a part exactly once, in order; copies of the last fill the batch.
 
     Yields:
-      "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`; "position": int64 `[B]`,
-      the image's place in the part, or -1 for padding.
+      "image": uint8 `[B, H, W, 3]`; B this process's part of `batch_size`.
     """
 
     def rows(step: int) -> np.ndarray:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
-        return np.where(positions < len(subset), positions, -1)
+        return np.minimum(positions, len(subset) - 1)
 
-    steps = range(-(-len(subset) // batch_size))
-    return _read(subset, subset.labels, rows, steps, reading)
+    load = _LoadBatch(subset, rows, None, reading)
+    return _read(load, range(-(-len(subset) // batch_size)))
 
 
-def _read(
-    subset: Subset,
-    labels: np.ndarray,
-    rows: Callable[[int], np.ndarray],
-    steps: range,
-    reading: Reading,
-) -> Generator[Batch]:
-    load = _LoadBatch(subset, labels, rows, reading)
+def _read(load: "_LoadBatch", steps: range) -> Generator[Batch]:
+    reading = load.reading
     batches = grain.MapDataset.range(steps.start, steps.stop).map(load)
     # A worker is one decoder; threads in it would only compete for its interpreter.
     threads = 1 if reading.num_workers else reading.num_threads
@@ -210,20 +200,16 @@ def _start_worker(index: int, count: int) -> None:
 @dataclasses.dataclass(frozen=True)
 class _LoadBatch:
     subset: Subset
-    labels: np.ndarray
     rows: Callable[[int], np.ndarray]
+    labels: np.ndarray | None
     reading: Reading
 
     def __call__(self, step: int) -> Batch:
         own = self.reading.own_part(self.rows(int(step)))
-        return {
-            "image": self._images(own),
-            "label": self.labels[own],
-            "position": own,
-        }
+        images = {"image": self._images(own)}
+        return images if self.labels is None else images | {"label": self.labels[own]}
 
     def _images(self, rows: np.ndarray) -> np.ndarray:
-        # Row -1 is padding: any image serves, and the position says so.
         first = self.subset[rows[0]]
         images = np.empty((len(rows), *first.shape), first.dtype)
         images[0] = first

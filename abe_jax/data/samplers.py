@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 
 
 class Sampler(Protocol):
@@ -159,9 +159,7 @@ def create(
     Raises:
       UserError: the name is unknown, or the sampler's numbers do not fit.
     """
-    if name not in SAMPLERS:
-        known = " and ".join(map(repr, SAMPLERS))
-        raise UserError(f"data.sampler is {name!r}; known are {known}.")
+    require_known("data.sampler", name, SAMPLERS)
     return SAMPLERS[name](labels, batch_size, images_per_class, seed)
 
 

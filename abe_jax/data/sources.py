@@ -8,7 +8,7 @@ from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.tree import locate
 from abe_jax.data.pipeline import ImageSource
 from abe_jax.data.prepared import PreparedRecords
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +27,7 @@ def open_source(config) -> ImageSource:
             f"data.load_size = {config.load_size} is below data.image_size = "
             f"{config.image_size}; images are cropped on the device, never enlarged."
         )
-    if config.name not in DATASETS:
-        known = ", ".join(map(repr, DATASETS))
-        raise UserError(f"data.name is {config.name!r}; known are {known}.")
+    require_known("data.name", config.name, DATASETS)
     dataset = DATASETS[config.name]
     path = locate(config.path, "data.path") if config.path else None
     folder = prepared.find(path, config.name) if dataset.read and path else None

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 import abe_jax
@@ -21,7 +20,7 @@ from abe_jax import (
 from abe_jax.evaluate import present
 from abe_jax.evaluate.diversity import mask_correlation
 from abe_jax.evaluate.measure import measure
-from abe_jax.workdir import checkpoints, claim, locate, weights
+from abe_jax.workdir import claim, locate, weights
 
 _log = logging.getLogger(__name__)
 
@@ -191,15 +190,10 @@ def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluat
     folder = locate(workdir)
     claim.require_run(folder, config)
     config = claim.with_own_weights(folder, config)
-    section = weights.model_section(config, restored=True)
-    model = models.create(section, rngs=nnx.Rngs(config.seed))
     splits = data.create(config.data)
     other_data = claim.other_data(folder, config, splits.description())
     mesh = parallel.make_mesh()
-    _, params, others = train_step.split_model(model)
-    opened = checkpoints.Checkpoints(folder, read_only=True)
-    with contextlib.closing(opened) as saved:
-        state = saved.restore_model(params, others, mesh, step)
+    model, state = weights.restore_trained(folder, config, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state)
     content = evaluation.content
     if other_data is not None:

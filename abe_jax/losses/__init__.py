@@ -17,7 +17,7 @@ differentiate a psum of it.
 
 import jax
 
-from abe_jax.errors import UserError
+from abe_jax.errors import require_known
 from abe_jax.losses.contrastive import contrastive_loss
 from abe_jax.losses.definition import MetricLoss, Sizes, Tree
 from abe_jax.losses.divergence import REDUCTIONS, divergence_loss
@@ -117,10 +117,6 @@ def total(
 
 def check(config) -> None:
     """Raises UserError where a `loss` section names what is not there."""
-    for field, value, known in (
-        ("name", config.name, METRIC_LOSSES),
-        ("divergence_reduction", config.divergence_reduction, REDUCTIONS),
-    ):
-        if value not in known:
-            listed = ", ".join(map(repr, known))
-            raise UserError(f"loss.{field} is {value!r}; known are {listed}.")
+    require_known("loss.name", config.name, METRIC_LOSSES)
+    reduction = config.divergence_reduction
+    require_known("loss.divergence_reduction", reduction, REDUCTIONS)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from abe_jax.errors import require_known
 from abe_jax.losses.inputs import check_embeddings
 from abe_jax.precision import at_least_float32
 
@@ -32,9 +33,7 @@ def divergence_loss(
         name.
     """
     check_embeddings(embeddings)
-    if reduction not in REDUCTIONS:
-        known = " and ".join(map(repr, REDUCTIONS))
-        raise ValueError(f"reduction is {reduction!r}; known are {known}.")
+    require_known("reduction", reduction, REDUCTIONS)
     rows = at_least_float32(embeddings)
     learners = rows.shape[1]
     products = jnp.einsum(

@@ -1,15 +1,14 @@
 """Models: images to the embeddings of M learners."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TypeAlias
 
 import jax.numpy as jnp
 from flax import nnx
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 from abe_jax.models import weights
 from abe_jax.models.abe import ABE
+from abe_jax.models.embedder import Embedder
 from abe_jax.models.googlenet import GoogLeNet
 from abe_jax.models.heads import MHeads, OneHead
 from abe_jax.models.trunk import Trunk
@@ -27,8 +26,6 @@ __all__ = [
     "is_new_layer",
     "layer_of",
 ]
-
-Embedder: TypeAlias = ABE | MHeads | OneHead
 
 _MODELS = {"abe": ABE, "m_heads": MHeads, "one_head": OneHead}
 
@@ -83,9 +80,9 @@ def _trunk(config) -> Trunk:
 
 def check(config) -> None:
     """Raises UserError where a `model` section describes no possible model."""
-    _require_known("model.name", config.name, _MODELS)
-    _require_known("model.trunk", config.trunk, TRUNKS)
-    _require_known("model.dtype", config.get("dtype", "float32"), _DTYPES)
+    require_known("model.name", config.name, _MODELS)
+    require_known("model.trunk", config.trunk, TRUNKS)
+    require_known("model.dtype", config.get("dtype", "float32"), _DTYPES)
     learners = 1 if config.name == "one_head" else config.num_learners
     dim = config.embedding_dim
     if learners < 1 or dim < 1 or dim % learners:
@@ -97,7 +94,7 @@ def check(config) -> None:
         raise UserError(f"model.width is {config.width}; it must be above 0.")
     trunk = TRUNKS[config.trunk]
     branch = config.get("branch") or trunk.branches[0]
-    _require_known("model.branch", branch, trunk.branches)
+    require_known("model.branch", branch, trunk.branches)
     most, blocks = len(trunk.attention_stages(branch)), config.get("attention_blocks")
     if blocks is not None and not min(1, most) <= blocks <= most:
         possible = f"1 to {most} blocks" if most else "no block (0)"
@@ -115,11 +112,4 @@ def check(config) -> None:
         raise UserError(
             f"model.pretrained needs model.width = 1, not {config.width}: published "
             "weights have the published sizes."
-        )
-
-
-def _require_known(field: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise UserError(
-            f"{field} is {value!r}; known are {', '.join(map(repr, known))}."
         )

@@ -15,6 +15,7 @@ from flax import nnx
 from abe_jax.models import initializers
 from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
+from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
 from abe_jax.models.trunk import Between, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -61,7 +62,7 @@ class Attention(nnx.Module):
         return nnx.sigmoid(masks + bias.reshape(self.num_learners, 1, 1, 1, -1))
 
 
-class ABE(nnx.Module):
+class ABE(Embedder):
     """ABE-M: images to the unit-length embeddings of M learners."""
 
     def __init__(
@@ -89,9 +90,7 @@ class ABE(nnx.Module):
         trunk = trunk_of(trunk)
         branch = branch or trunk.branches[0]
         stages_of_s, stages_of_g = trunk.split(branch)
-        self.num_learners = num_learners
-        self.preprocessing = trunk.preprocessing
-        self.spatial = trunk.section(stages_of_s, rngs=rngs)
+        super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
         self.global_features = trunk.section(stages_of_g, rngs=rngs)
         self.attention_branch = Attention(
             num_learners,
@@ -111,17 +110,6 @@ class ABE(nnx.Module):
         """
         return jnp.moveaxis(self.attention_branch(self.spatial(images)), 0, 1)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Embeds preprocessed images.
-
-        Args:
-          images: `[B, H, W, 3]`, as `preprocessing` leaves them.
-
-        Returns:
-          `[B, M, D/M]` float32, of unit length for each learner.
-        """
-        return self.behind(self.spatial(images))
-
     def behind(self, between: Between) -> jax.Array:
         """S's output to embeddings, as of `__call__`."""
         with jax.named_scope("attention"):
@@ -131,20 +119,3 @@ class ABE(nnx.Module):
             embeddings = at_least_float32(self.head(self.global_features(seen)))
         by_learner = embeddings.reshape(*masks.shape[:2], -1)
         return unit_length(jnp.moveaxis(by_learner, 0, 1))
-
-
-def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """The last layer of G, `[..., features]` to `[..., dim]`; Glorot start (paper)."""
-    return nnx.Linear(
-        features,
-        dim,
-        kernel_init=initializers.glorot_uniform,
-        bias_init=initializers.zeros,
-        rngs=rngs,
-    )
-
-
-def unit_length(vectors: jax.Array) -> jax.Array:
-    """Scales vectors `[..., D]` to length 1; a zero vector stays zero."""
-    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))

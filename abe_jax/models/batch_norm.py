@@ -14,8 +14,8 @@ class BatchNorm(nnx.BatchNorm):
 
     A batch is normalised by its own biased variance, but the running average collects
     `n / (n - 1)` times that, with n the positions of the global batch: as in PyTorch;
-    Flax collects the biased one. Statistics are float32, of the global batch over the
-    mapped axis.
+    Flax collects the biased one. Statistics are float32, of the global batch over
+    the mapped axis `DATA_AXIS`, whose devices hold its parts.
 
     Frozen, it uses the running averages in training too and never changes them. Its
     scale and bias still train: that is PyTorch's `eval()` on the layer, and what most
@@ -26,7 +26,6 @@ class BatchNorm(nnx.BatchNorm):
         self,
         num_features: int,
         *,
-        axis_name: str = DATA_AXIS,
         epsilon: float = 1e-3,
         frozen: bool,
         rngs: nnx.Rngs,
@@ -35,13 +34,12 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
           num_features: C.
-          axis_name: mapped axis whose devices hold the rest of the global batch.
           epsilon: added to the variance; TensorFlow's by default.
           frozen: True to use the running averages in training.
           rngs: asked by Flax; scale starts at 1, bias at 0.
         """
         super().__init__(
-            num_features, momentum=0.9, epsilon=epsilon, axis_name=axis_name, rngs=rngs
+            num_features, momentum=0.9, epsilon=epsilon, axis_name=DATA_AXIS, rngs=rngs
         )
         self.frozen = frozen
 

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from abe_jax.models import googlenet_weights, initializers
-from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
+from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import Preprocessing, Trunk
@@ -92,8 +92,9 @@ class GoogLeNetForm(Trunk):
         before = self.stages[: self.stages.index(stage) + 1]
         blocks = [s for s in before if s in _INCEPTION_CHANNELS]
         if blocks:
-            return block_channels(blocks[-1], self.width)
-        return scaled(64 if stage == "conv1" else 192, self.width)
+            one, _, three, _, five, pool = _INCEPTION_CHANNELS[blocks[-1]]
+            return sum(map(self.scaled, (one, three, five, pool)))
+        return self.scaled(64 if stage == "conv1" else 192)
 
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> "Section":
         """Some stages in a row, with random weights."""
@@ -115,17 +116,6 @@ TORCHVISION = GoogLeNetForm(
     third_kernel=3,
     pool4_window=2,
 )
-
-
-def scaled(channels: int, width: float) -> int:
-    """Number of channels at a width factor; at least one."""
-    return max(1, round(channels * width))
-
-
-def block_channels(block: str, width: float) -> int:
-    """Number of channels that an inception block puts out at a width factor."""
-    one, _, three, _, five, pool = _INCEPTION_CHANNELS[block]
-    return sum(scaled(c, width) for c in (one, three, five, pool))
 
 
 class ConvUnit(nnx.Module):
@@ -156,12 +146,7 @@ class ConvUnit(nnx.Module):
             rngs=rngs,
         )
         self.norm = (
-            BatchNorm(
-                channels,
-                axis_name=DATA_AXIS,
-                frozen=form.freeze_batch_norm,
-                rngs=rngs,
-            )
+            BatchNorm(channels, frozen=form.freeze_batch_norm, rngs=rngs)
             if form.batch_norm
             else None
         )
@@ -217,7 +202,7 @@ class Inception(nnx.Module):
     ):
         unit = partial(ConvUnit, form=form, rngs=rngs)
         one, three_reduce, three, five_reduce, five, pool = (
-            scaled(c, form.width) for c in _INCEPTION_CHANNELS[block]
+            form.scaled(c) for c in _INCEPTION_CHANNELS[block]
         )
         self.one = unit(in_channels, one, 1)
         self.three_reduce = unit(in_channels, three_reduce, 1)
@@ -228,7 +213,7 @@ class Inception(nnx.Module):
         self.rematerialize = form.rematerialize
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, C]` to `[B, h, w, block_channels]`."""
+        """Maps `[B, h, w, C]` to those of its four branches side by side."""
         run = Inception._run
         return (nnx.remat(run) if self.rematerialize else run)(self, x)
 

@@ -7,7 +7,7 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 import jax
 from flax import nnx
 
-from abe_jax.models.abe import embedding_layer, unit_length
+from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
 from abe_jax.models.trunk import Between, Trunk
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -27,7 +27,7 @@ class Head(nnx.Module):
         return self.head(self.global_features(between))
 
 
-class MHeads(nnx.Module):
+class MHeads(Embedder):
     """M-heads: images to the unit-length embeddings of M learners.
 
     The heads are one module whose variables have a leading axis of M.
@@ -48,9 +48,7 @@ class MHeads(nnx.Module):
         """
         trunk = trunk_of(trunk)
         stages_of_s, stages_of_g = trunk.split(branch)
-        self.num_learners = num_learners
-        self.preprocessing = trunk.preprocessing
-        self.spatial = trunk.section(stages_of_s, rngs=rngs)
+        super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
 
         @nnx.split_rngs(splits=num_learners)
         @nnx.vmap
@@ -60,27 +58,14 @@ class MHeads(nnx.Module):
 
         self.heads = make_head(rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Embeds preprocessed images.
-
-        Args:
-          images: `[B, H, W, 3]`, as `preprocessing` leaves them.
-
-        Returns:
-          `[B, M, D/M]` float32, of unit length for each learner.
-        """
-        return self.behind(self.spatial(images))
-
     def behind(self, between: Between) -> jax.Array:
         """S's output to embeddings, as of `__call__`."""
         run = nnx.vmap(lambda head, x: head(x), in_axes=(0, None), out_axes=1)
         return unit_length(at_least_float32(run(self.heads, between)))
 
 
-class OneHead(nnx.Module):
+class OneHead(Embedder):
     """1-head: images to one unit-length embedding, the ensemble of one learner."""
-
-    num_learners = 1
 
     def __init__(
         self,
@@ -93,23 +78,11 @@ class OneHead(nnx.Module):
         """Makes a network with random weights. Args are those of `ABE`."""
         trunk = trunk_of(trunk)
         stages_of_s, stages_of_g = trunk.split(branch)
-        self.preprocessing = trunk.preprocessing
-        self.spatial = trunk.section(stages_of_s, rngs=rngs)
+        super().__init__(1, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
         self.global_features = trunk.section(stages_of_g, rngs=rngs)
         self.head = embedding_layer(
             trunk.channels(stages_of_g[-1]), embedding_dim, rngs
         )
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Embeds preprocessed images.
-
-        Args:
-          images: `[B, H, W, 3]`, as `preprocessing` leaves them.
-
-        Returns:
-          `[B, 1, D]` float32, of unit length.
-        """
-        return self.behind(self.spatial(images))
 
     def behind(self, between: Between) -> jax.Array:
         """S's output to embeddings, as of `__call__`."""

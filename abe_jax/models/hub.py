@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, first_line
 
 PREFIX = "hf://"
 # What timm's repositories hold.
@@ -68,8 +68,9 @@ def fetch(url: str) -> Path:
         for name, reason in _REASONS.items():
             if isinstance(error, getattr(errors, name)):
                 raise UserError(f"{url}: {reason.format(file=file)}.") from error
-        lines = str(error).strip().split("\n")
-        raise UserError(f"{url}: {type(error).__name__}: {lines[0][:200]}") from error
+        raise UserError(
+            f"{url}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     _require_intact(url, path)
     return path
 

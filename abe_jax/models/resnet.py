@@ -76,10 +76,6 @@ class ResNetForm(Trunk):
         layer = "layer4" if stage == "average" else stage.split("_")[0]
         return _EXPANSION * self.scaled(_LAYERS[layer][1])
 
-    def scaled(self, channels: int) -> int:
-        """A published number of channels at this width; at least one."""
-        return max(1, round(channels * self.width))
-
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> "Section":
         """Some stages, or blocks, in a row, with random weights."""
         return Section(stages, form=self, rngs=rngs)

@@ -167,6 +167,10 @@ class Trunk(abc.ABC):
     def channels(self, stage: str) -> int:
         """Number of channels that a stage puts out."""
 
+    def scaled(self, channels: int) -> int:
+        """Number of channels at the trunk's width; at least one."""
+        return max(1, round(channels * self.width))
+
     @abc.abstractmethod
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
         """Some stages in a row, with random weights: images or `Between` to `Between`.

@@ -82,7 +82,7 @@ class ViTForm(Trunk):
 
     def channels(self, stage: str) -> int:
         """The same for every stage: of all heads."""
-        return self.num_heads * max(1, round(64 * self.width))
+        return self.num_heads * self.scaled(64)
 
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> "Section":
         """Some stages in a row, with random weights."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, first_line
 from abe_jax.models import hub
 
 # Twice a ViT-B with a classifier of 21,843 classes, in float32.
@@ -71,10 +71,9 @@ def read(path: str) -> dict[str, Tensor]:
         raise
     # The three readers raise a dozen types at a file that is broken or is not theirs.
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise UserError(
             f"{path} is broken, or is no {file.suffix} file of plain weights: "
-            f"{type(error).__name__}: {reason}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 

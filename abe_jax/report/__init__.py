@@ -10,6 +10,7 @@ from typing import Any
 import markupsafe
 import numpy as np
 
+import abe_jax
 from abe_jax import data, losses, processes
 from abe_jax.data.datasets.tree import shown
 from abe_jax.evaluate import (
@@ -109,7 +110,7 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
         table=_table(content, own),
         protocol=list(content["protocol"].items()),
         curves=list(_curves(lines, own, first)),
-        diversity=_diversity(content.get("diversity", {})),
+        diversity=_diversity(content["diversity"]),
         histogram=_histogram(evaluation),
         gallery_note=_gallery_note(len(hardest), content),
         queries=list(_gallery(evaluation, found, hardest, pictures)),
@@ -307,7 +308,8 @@ def _run(lines: list[dict], content: dict) -> Iterator[tuple[str, str]]:
     if seconds:
         yield "first step ready after", f"{seconds[0]:,.0f} s"
     yield "step", f"{content['step']:,}"
-    for name in ("abe_jax", "jax", "flax", "numpy"):
+    yield "abe_jax", abe_jax.__version__
+    for name in ("jax", "flax", "numpy"):
         yield name, importlib.metadata.version(name)
     yield "Python", platform.python_version()
 

@@ -47,9 +47,10 @@ def nearest(evaluation: Evaluation, count: int) -> Nearest:
     queries, labels = evaluation.embeddings, evaluation.queries.labels
     learners = queries.shape[1]
     own = evaluation.gallery is None
+    count = min(count, len(gallery) - own)
+    # The same array twice where each is looked for among the others: half the work.
+    scores, found = retrieval.top_k(queries, gallery, count, exclude_self=own)
     flat, rows = (x.reshape(len(x), -1) for x in (queries, gallery))
-    count = min(count, len(rows) - own)
-    scores, found = retrieval.top_k(flat, rows, count, exclude_self=own)
     best = np.full(len(flat), -np.inf, np.float32)
     for label in np.unique(labels):
         asked = np.flatnonzero(labels == label)

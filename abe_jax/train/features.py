@@ -29,7 +29,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import Mesh
 
 from abe_jax import augment, data, models, parallel, processes, train_step
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 from abe_jax.workdir import NotWritable
 
 _log = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ class _Records(Protocol):
 
 def check(config) -> None:
     """Raises UserError where a config's features cannot be kept, or need not be."""
-    if config.model.train not in train_step.PARTS:
-        known = " and ".join(map(repr, train_step.PARTS))
-        raise UserError(f"model.train is {config.model.train!r}; known are {known}.")
+    require_known("model.train", config.model.train, train_step.PARTS)
     if not config.data.feature_cache:
         return
     if config.model.train != "heads":

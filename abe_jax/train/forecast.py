@@ -63,11 +63,16 @@ def show_forecast(config, workdir: str) -> None:
     images = {part: len(subset) for part, subset in splits.parts.items()}
     evaluated = sum(images.values()) - images["train"]
     evaluation_seconds = (time.perf_counter() - start) * evaluated / len(few)
+    # Of a frozen S, once; the heads behind it, timed as well, add little.
+    features_seconds = 0.0
+    if config.data.feature_cache:
+        features_seconds = evaluation_seconds * images["train"] / evaluated
     evaluations = sum(
         loop.is_evaluated(config.train, step) for step in range(config.train.steps + 1)
     )
     total = (
-        seconds[0]
+        features_seconds
+        + seconds[0]
         + step_seconds * config.train.steps
         + evaluation_seconds * evaluations
     )
@@ -85,8 +90,10 @@ def show_forecast(config, workdir: str) -> None:
         "first step": f"{seconds[0]:.0f} s, compilation included",
         "a step": f"{step_seconds:.3f} s, {size / step_seconds:,.0f} images/s",
         "evaluation": f"{evaluation_seconds:.0f} s to embed, {evaluations} of them",
-        "in all": f"about {total / 60:,.1f} minutes",
     }
+    if features_seconds:
+        rows["features"] = f"{features_seconds:.0f} s at most, where none are kept yet"
+    rows["in all"] = f"about {total / 60:,.1f} minutes"
     print("\n".join(f"{name:<12}{text}" for name, text in rows.items()))
 
 

@@ -231,6 +231,7 @@ class Checkpoints:
                 try:
                     found = read(step)
                 except _Damaged as error:
+                    self._require_unsound(step, error)
                     reason = str(error)
             if processes.all_agree(reason is None):
                 return found
@@ -264,6 +265,17 @@ class Checkpoints:
                     _move_aside(self._folder / str(step), self._workdir)
         processes.wait_for_all("damaged checkpoints moved")
         self._manager.reload()
+
+    def _require_unsound(self, step: int, error: _Damaged) -> None:
+        """Raises what went wrong where the files are those that were written.
+
+        Memory that is full, or a disk that fails for a moment, damages nothing.
+        """
+        folder = self._folder / str(step)
+        if error.__cause__ is None or not seals.is_sealed(folder):
+            return
+        if seals.damage(folder) is None:
+            raise error.__cause__
 
     def _damage(self, step: int) -> str | None:
         """Why a checkpoint's files cannot be trusted, as process 0 finds."""

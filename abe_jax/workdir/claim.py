@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from abe_jax import data
 from abe_jax.data import prepared
+from abe_jax.data.datasets import tree
 from abe_jax.errors import UserError
 from abe_jax.workdir import (
     CHANGES_FILE,
@@ -29,6 +29,7 @@ from abe_jax.workdir import (
 _log = logging.getLogger(__name__)
 
 _WRITTEN = (DATA_FILE, CHANGES_FILE, METRICS_FILE, EVALUATION_FILE, REPORT_FILE)
+_DESCRIBES = {"fingerprint", "storage", "classes"}  # of `data.Splits.description`
 
 
 def require_own(
@@ -87,12 +88,12 @@ def with_own_weights(workdir: pathlib.Path, config) -> Any:
 
     They are read at the first start only: what another start names has no effect.
     """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not (workdir / CONFIG_FILE).exists():
         return config
+    own = config_files.stored(workdir)["model"].get("pretrained")
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.pretrained = _read_json(path)["model"].get("pretrained")
+        config.model.pretrained = own
     return config
 
 
@@ -116,10 +117,9 @@ def require_same_data(workdir: pathlib.Path, description: dict) -> None:
     Raises:
       UserError: it differs; the first differences are named.
     """
-    path = workdir / DATA_FILE
-    if not path.exists():
+    if not (workdir / DATA_FILE).exists():
         return
-    found = data.differences(_read_json(path), description)
+    found = data.differences(_read_description(workdir), description)
     if found:
         more = f"; and {len(found) - 3} more differences" if len(found) > 3 else ""
         raise UserError(
@@ -157,12 +157,11 @@ def other_data(workdir: pathlib.Path, config, description: dict) -> OtherData | 
     Raises:
       UserError: the data at the run's own path has changed.
     """
-    path = workdir / DATA_FILE
     own: Any = config_files.of_workdir(workdir)
-    if config.data.path == own.data.path or not path.exists():
+    if config.data.path == own.data.path or not (workdir / DATA_FILE).exists():
         require_same_data(workdir, description)
         return None
-    stored = _read_json(path)
+    stored = _read_description(workdir)
     found = data.differences(stored, description)
     trained = sorted(stored["classes"].get("train", {}))
     return OtherData(config.data.path, trained, found[0]) if found else None
@@ -178,9 +177,11 @@ def require_outside_data(workdir: pathlib.Path, section) -> None:
     Raises:
       UserError: the workdir is the folder of the images, or lies in it.
     """
-    if not section.path or prepared.find(section.path, section.name):
+    if not section.path:
         return
-    images = pathlib.Path(os.path.expanduser(section.path)).resolve()
+    images = tree.locate(section.path, "data.path").resolve()
+    if prepared.find(images, section.name):
+        return
     if images.is_dir() and workdir.resolve().is_relative_to(images):
         raise UserError(
             f"--workdir={workdir} lies in data.path = {section.path!r}, where it would "
@@ -209,13 +210,11 @@ def _as_json(config) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"cannot read {path}: it holds no JSON object.")
+def _read_description(workdir: pathlib.Path) -> dict:
+    path = workdir / DATA_FILE
+    content = config_files.read_object(path)
+    if not _DESCRIBES <= content.keys():
+        raise UserError(f"cannot read {path}: it holds no description of data.")
     return content
 
 

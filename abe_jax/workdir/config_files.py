@@ -80,14 +80,24 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f"{workdir} holds no run (no {CONFIG_FILE}); train first, or give the "
             "--workdir of a run."
         )
+    content = read_object(path)
+    if not all(isinstance(content.get(name), dict) for name in _SECTIONS):
+        raise UserError(f"{path} is no run's of this program; give another --workdir.")
+    return content
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"cannot read {path}: it holds no JSON object.")
-    if not all(isinstance(content.get(name), dict) for name in _SECTIONS):
-        raise UserError(f"{path} is no run's of this program; give another --workdir.")
     return content
 
 

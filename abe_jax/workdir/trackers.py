@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 from abe_jax.workdir import fields, metrics, write_whole
 
 _RUNS_FILE = "trackers.json"
@@ -110,10 +110,7 @@ def require_installed(names: tuple[str, ...]) -> None:
       UserError: a name is unknown, or its package is not installed.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise UserError(
-                f"train.trackers names {name!r}; known are {', '.join(TRACKERS)}."
-            )
+        require_known("train.trackers", name, TRACKERS)
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f"train.trackers names {name!r}, which is not installed: "

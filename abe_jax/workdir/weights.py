@@ -7,10 +7,11 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
-from flax import traverse_util
+from flax import nnx, traverse_util
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from abe_jax import models
+from abe_jax import models, train_step
 from abe_jax.errors import UserError
 from abe_jax.train_step import TrainState
 from abe_jax.workdir import CONFIG_FILE, checkpoints, locate
@@ -31,6 +32,32 @@ def model_section(config, *, restored: bool) -> ConfigDict:
         with section.unlocked():
             section.pretrained = None
     return section
+
+
+def restore_trained(
+    workdir: pathlib.Path, config, mesh: Mesh, step: int | None = None
+) -> tuple[models.Embedder, TrainState]:
+    """A run's model, and the weights of a checkpoint on every device.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      mesh: the devices.
+      step: of the checkpoint; the newest by default.
+
+    Returns:
+      the model, whose own variables are shapes only, and a state as of
+      `Checkpoints.restore_model`.
+
+    Raises:
+      UserError: as of `Checkpoints.restore`.
+    """
+    section = model_section(config, restored=True)
+    model = nnx.eval_shape(lambda: models.create(section, rngs=nnx.Rngs(0)))
+    _, params, others = train_step.split_model(model)
+    opened = checkpoints.Checkpoints(workdir, read_only=True)
+    with contextlib.closing(opened) as saved:
+        return model, saved.restore_model(params, others, mesh, step)
 
 
 def run_of(config) -> pathlib.Path | None:
@@ -54,10 +81,10 @@ def run_of(config) -> pathlib.Path | None:
 def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
     """A new state with the weights of another run's newest checkpoint.
 
-    The other run may be another model of the same trunk: every section then starts from
-    the trunk's layers there, as from published weights. The layers that no published
-    network has (`models.is_new_layer`) start at random where their shapes differ, as
-    with another number of learners.
+    The other run may be another model of the same trunk, if it has one G: every section
+    then starts from the trunk's layers there, as from published weights. The layers
+    that no published network has (`models.is_new_layer`) start at random where their
+    shapes differ, as with another number of learners.
 
     Args:
       state: as of `train_step.initial_state`.

@@ -201,7 +201,9 @@ def test_queries_are_those_that_were_there_at_first(
 def test_a_reader_that_has_enough_is_no_error(workdir, pictures, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     arguments = (f"--workdir={run}", "--mode=search", f"--images={pictures}")
-    with start(*arguments, f"--query={pictures}") as process:
+    # As it is for most users: what is printed waits until the program ends.
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    with start(*arguments, f"--query={pictures}", env=buffered) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()  # as `| head` does, here at once
         errors = process.stderr.read()

@@ -199,6 +199,13 @@ def _truncated_mat(root):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def _content_of_form_b(root):
+    other = fake.LAYOUTS["cars196 form B"][1]
+    other(root.parent / "b", fake.SMALL["cars196"])
+    annotations = root.parent / "b" / "devkit" / "cars_train_annos.mat"
+    shutil.copy(annotations, root / "cars_annos.mat")
+
+
 def _damaged_boxes(root):
     path = root / "Anno" / "list_bbox_inshop.txt"
     _edit(path, lambda lines: [*lines, "img/1.jpg 3 5\n"])
@@ -254,6 +261,7 @@ def _damaged_line(root):
             "cars_meta.mat is not the MAT",
         ),
         ("cars196 form A", _truncated_mat, "is not the MATLAB file that Cars-196 has"),
+        ("cars196 form A", _content_of_form_b, "has no field 'relative_im_path'"),
         ("cars196 by class", _shift_rows_of_csv, "labels are shifted against the fold"),
         ("cars196 by class", _no_csv, "neither anno_train.csv nor anno_test.csv"),
         ("cars196 parquet", _one_parquet_half, "only the train part of the classif"),

@@ -98,11 +98,14 @@ def test_evaluation_reads_every_image_once(number, processes):
     numbers, positions = [], []
     for index in range(processes):
         reading = data.Reading(process_index=index, process_count=processes)
-        for batch in data.evaluation_batches(subset, 16, reading):
-            assert len(batch["image"]) == 16 // processes
-            real = batch["position"] >= 0
-            numbers += batch["image"][real, 0, 0, 0].tolist()
-            positions += batch["position"][real].tolist()
+        own = 16 // processes
+        for step, batch in enumerate(data.evaluation_batches(subset, 16, reading)):
+            assert len(batch["image"]) == own
+            first = 16 * step + own * index
+            real = max(0, min(number - first, own))
+            numbers += batch["image"][:real, 0, 0, 0].tolist()
+            positions += range(first, first + real)
+            assert (batch["image"][real:, 0, 0, 0] == number - 1).all()  # fills it
     assert sorted(positions) == list(range(number))
     assert numbers == positions
 

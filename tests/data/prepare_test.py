@@ -260,7 +260,10 @@ def test_a_folder_of_another_program_is_not_touched(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "cub"}, "--dataset is 'cub'; known are cub200, cars196, sop"),
+        (
+            {"dataset": "cub"},
+            "--dataset is 'cub'; known are 'cub200', 'cars196', 'sop'",
+        ),
         ({"source": "nowhere"}, "--source 'nowhere' does not exist"),
         ({"storing": Storing(size=8)}, "--size is 8 and --quality 95"),
         ({"storing": Storing(quality=0)}, "--size is 256 and --quality 0"),

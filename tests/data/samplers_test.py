@@ -144,7 +144,7 @@ def test_every_image_is_drawn(name):
         ("pairs", 8, 4, [5], "at least 2 classes"),
         ("pairs", 64, 4, [5, 5], "Lower train.batch_size"),
         ("pairs", 8, 4, [1] * 20, "Lower train.batch_size"),
-        ("balanced", 8, 4, [5, 5], "known are 'classes' and 'pairs'"),
+        ("balanced", 8, 4, [5, 5], "known are 'classes', 'pairs'"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(

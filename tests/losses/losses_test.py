@@ -214,5 +214,5 @@ def test_labels_of_another_shape_are_refused(labels, message):
 
 
 def test_an_unknown_reduction():
-    with pytest.raises(ValueError, match="'total'; known are 'mean' and 'sum'"):
+    with pytest.raises(ValueError, match="'total'; known are 'mean', 'sum'"):
         losses.divergence_loss(jnp.asarray(GOOD), reduction="total")

@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from abe_jax.models import googlenet, initializers
-from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def _train(layer, x, devices):
     graphdef, state = nnx.split(layer)
     mesh = jax.make_mesh(
         (devices,),
-        (googlenet.DATA_AXIS,),
+        (DATA_AXIS,),
         axis_types=(AxisType.Auto,),
         devices=jax.devices()[:devices],
     )
@@ -74,8 +74,8 @@ def _train(layer, x, devices):
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(P(), P(googlenet.DATA_AXIS)),
-        out_specs=(P(googlenet.DATA_AXIS), P()),
+        in_specs=(P(), P(DATA_AXIS)),
+        out_specs=(P(DATA_AXIS), P()),
         check_vma=False,
     )
     return jax.jit(mapped)(state, x)
@@ -83,7 +83,7 @@ def _train(layer, x, devices):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_batch_norm_trains_on_the_global_batch(devices):
-    layer = BatchNorm(5, axis_name=googlenet.DATA_AXIS, frozen=False, rngs=nnx.Rngs(0))
+    layer = BatchNorm(5, frozen=False, rngs=nnx.Rngs(0))
     x = 3 * jax.random.normal(jax.random.key(1), (2, 2, 1, 5)) + 1
     y, after = _train(layer, x, devices)
     plain = np.asarray(x).reshape(4, 5)
@@ -99,7 +99,7 @@ def test_stacked_batch_norms_train_each_on_its_own():
     @nnx.split_rngs(splits=2)
     @nnx.vmap
     def make(rngs):
-        return BatchNorm(5, axis_name=googlenet.DATA_AXIS, frozen=False, rngs=rngs)
+        return BatchNorm(5, frozen=False, rngs=rngs)
 
     class Stack(nnx.Module):
         def __init__(self):
@@ -120,7 +120,7 @@ def test_stacked_batch_norms_train_each_on_its_own():
 
 
 def test_frozen_batch_norm_keeps_its_averages_and_trains_its_scale():
-    layer = BatchNorm(3, axis_name=googlenet.DATA_AXIS, frozen=True, rngs=nnx.Rngs(0))
+    layer = BatchNorm(3, frozen=True, rngs=nnx.Rngs(0))
     layer.mean[...] = jnp.asarray([1.0, 2.0, 3.0])
     layer.var[...] = jnp.asarray([4.0, 1.0, 0.25])
     x = jax.random.normal(jax.random.key(1), (2, 3, 3, 3))

@@ -131,7 +131,7 @@ def test_another_file_or_another_s_has_features_of_its_own(photos, tmp_path):
 @pytest.mark.parametrize(
     ("section", "fields", "message"),
     [
-        ("model", {"train": "head"}, "'head'; known are 'all' and 'heads'"),
+        ("model", {"train": "head"}, "'head'; known are 'all', 'heads'"),
         ("model", {"train": "all"}, "frozen S: set --config.model.train=heads"),
         ("augment", {"flip": 0.5}, "the same view .* --config.augment.crop=centre"),
         ("augment", {"crop": "area"}, "the same view"),

@@ -54,3 +54,15 @@ def test_what_training_refuses_is_refused(tmp_path):
     config.train.batch_size = 12
     with pytest.raises(UserError, match="does not divide by 8 devices"):
         forecast.show_forecast(config, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_outputs_of_a_frozen_s_are_counted(tmp_path, capsys):
+    config = shrunk(quickstart.get_config())
+    config.data.update(birds_classes=16, birds_images_per_class=10)
+    config.data.feature_cache = str(tmp_path / "cache")
+    config.model.train = "heads"
+    config.augment.update(crop="centre", flip=0.0, brightness=0.0, contrast=0.0)
+    rows = told(config, tmp_path / "run", capsys)
+    assert rows["features"].endswith(" s at most, where none are kept yet")
+    assert not (tmp_path / "cache").exists()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from abe_jax import parallel, train_step
@@ -195,6 +196,20 @@ def test_a_checkpoint_that_training_replaces_is_not_called_damaged(
     monkeypatch.setattr(checkpoints.seals, "damage", gone)
     with pytest.raises(UserError, match="step 4 went while it was read: training in"):
         restore(workdir, 4, read_only=True)
+
+
+def test_what_fails_beside_a_sound_checkpoint_is_not_called_damage(
+    two_steps, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(two_steps, tmp_path / "run")
+
+    def no_memory(*_, **__):
+        raise MemoryError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ocp.CheckpointManager, "restore", no_memory)
+        restore(workdir)
+    assert_same(restore(workdir), state_of(8, seed=8, shape=(30, 40)))
 
 
 def test_where_all_are_damaged_each_is_named(two_steps, tmp_path):

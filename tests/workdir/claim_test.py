@@ -138,14 +138,17 @@ def test_a_run_of_an_earlier_version_learns_its_data(claimed):
 
 
 @pytest.mark.parametrize("name", ["config.json", "data.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_damaged_file_is_named(claimed, name, text):
     (claimed / name).write_text(text)
     with pytest.raises(UserError, match=name):
         claim.require_own(claimed, quickstart.get_config(), DESCRIPTION)
+    if name == "config.json":
+        with pytest.raises(UserError, match=name):
+            claim.with_own_weights(claimed, quickstart.get_config())
 
 
-def test_a_workdir_among_the_images_is_refused(tmp_path):
+def test_a_workdir_among_the_images_is_refused(tmp_path, monkeypatch):
     def of(path, name="image_folder"):
         return ConfigDict({"path": path, "name": name})
 
@@ -161,6 +164,10 @@ def test_a_workdir_among_the_images_is_refused(tmp_path):
     (images / "cub200" / prepared.VERSION).mkdir(parents=True)
     (images / "cub200" / prepared.VERSION / prepared.INDEX_FILE).touch()
     claim.require_outside_data(images / "run", of(str(images), "cub200"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    claim.require_outside_data(images / "run", of("~/images", "cub200"))
+    with pytest.raises(UserError, match="would be read as a class"):
+        claim.require_outside_data(images / "run", of("~/images"))
 
 
 @pytest.mark.parametrize(

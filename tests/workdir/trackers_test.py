@@ -123,7 +123,7 @@ def test_one_that_does_not_start_is_told(packages, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wandbb", "train.trackers names 'wandbb'; known are wandb, mlflow"),
+        ("wandbb", "train.trackers is 'wandbb'; known are 'wandb', 'mlflow'"),
         ("mlflow", "'mlflow', which is not installed: pip install mlflow"),
     ],
 )

@@ -89,7 +89,7 @@ def _form_a(tree: Tree, images: Sequence[str], expected: Expected) -> Listing:
             f"{tree.root} holds car_ims/ (form A) but not its cars_annos.mat"
             + (f"; {others[0]!r} belongs to form B." if others else "; add it.")
         )
-    annotations = _mat(tree, "cars_annos.mat")
+    annotations = _mat(tree, "cars_annos.mat", "relative_im_path")
     fields = _box_fields(annotations)
     base = parent(images[0])
     records = []
@@ -138,7 +138,7 @@ def _form_b(tree: Tree, images: Sequence[str], expected: Expected) -> Listing:
         ("cars_train", "cars_train_annos.mat"),
         ("cars_test", _TEST_LABELS),
     ]:
-        rows = _mat(tree, annotation)
+        rows = _mat(tree, annotation, "fname")
         fields = _box_fields(rows)
         part = []
         for row in rows:
@@ -293,17 +293,28 @@ def _class_names(tree: Tree) -> dict[str, str]:
     return {str(number): name for number, name in enumerate(names, 1)}
 
 
-def _mat(tree: Tree, name: str) -> list[dict[str, Any]]:
+def _mat(tree: Tree, name: str, image: str) -> list[dict[str, Any]]:
     """The annotations in a MATLAB file, by field name.
+
+    Args:
+      tree: holds the file.
+      name: of the file.
+      image: the field that names the image, which differs between the two forms.
 
     Raises:
       UserError: no such file, two of them, or another content.
     """
     rows = _variable(tree, name, "annotations")
-    if not rows or not isinstance(rows[0], dict) or "class" not in rows[0]:
+    fields = rows[0] if rows and isinstance(rows[0], dict) else {}
+    if "class" not in fields:
         raise UserError(
             f"{name} has no field 'class'; the labels are in the file of the "
             "same name 'withlabels' or in cars_annos.mat."
+        )
+    if image not in fields:
+        raise UserError(
+            f"{name} has no field {image!r}: its content is that of another file of "
+            "the data set; take the original one."
         )
     return rows
 
@@ -327,7 +338,6 @@ DATASET = DataSet(
     name="cars196",
     read=read,
     expected={"train": (98, 8_054), "test": (98, 8_131)},
-    recall_at=(1, 2, 4, 8),
     citation=(
         "Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013"
     ),

@@ -161,6 +161,5 @@ DATASET = DataSet(
     name="cub200",
     read=read,
     expected={"train": (100, 5_864), "test": (100, 5_924)},
-    recall_at=(1, 2, 4, 8),
     citation="Wah et al., The Caltech-UCSD Birds-200-2011 Dataset, 2011",
 )

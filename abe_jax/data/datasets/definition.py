@@ -20,7 +20,6 @@ class DataSet:
       open: opens it as the `data` section of a config says, where it can be read
         without being prepared.
       expected: its official numbers; empty where there are none.
-      recall_at: the values of K of published figures.
       citation: where it comes from.
       licence: what is known of the terms of its images, for a model's card.
     """
@@ -29,6 +28,5 @@ class DataSet:
     read: Callable[[Tree, Expected], Listing] | None = None
     open: Callable[[Any], ImageSource] | None = None
     expected: Expected = dataclasses.field(default_factory=dict)
-    recall_at: tuple[int, ...] = (1, 2, 4, 8)
     citation: str = ""
     licence: str = "that of the data set's authors; not checked by abe_jax"

@@ -141,7 +141,6 @@ DATASET = DataSet(
         "query": (3_985, 14_218),
         "gallery": (3_985, 12_612),
     },
-    recall_at=(1, 10, 20, 30, 40, 50),
     citation=(
         "Liu et al., DeepFashion: Powering Robust Clothes Recognition "
         "and Retrieval with Rich Annotations, CVPR 2016"

@@ -73,7 +73,6 @@ DATASET = DataSet(
     name="sop",
     read=read,
     expected={"train": (11_318, 59_551), "test": (11_316, 60_502)},
-    recall_at=(1, 10, 100, 1000),
     citation=(
         "Oh Song et al., Deep Metric Learning via Lifted Structured "
         "Feature Embedding, CVPR 2016"

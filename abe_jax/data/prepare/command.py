@@ -24,7 +24,7 @@ from abe_jax.data.datasets.listing import Expected
 from abe_jax.data.datasets.tree import locate, shown
 from abe_jax.data.prepare import layouts, origin, output
 from abe_jax.data.prepare.encoding import Storing
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 
 
 def _known() -> list[str]:
@@ -96,8 +96,7 @@ def prepare(
       UserError: something in the arguments or the data that the user can mend.
     """
     storing = storing or Storing()
-    if dataset not in DATASETS or DATASETS[dataset].read is None:
-        raise UserError(f"--dataset is {dataset!r}; known are {', '.join(_known())}.")
+    require_known("--dataset", dataset, _known())
     if storing.size < 16 or not 1 <= storing.quality <= 100:
         raise UserError(
             f"--size is {storing.size} and --quality {storing.quality}; a size of at "
