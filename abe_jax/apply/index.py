@@ -43,7 +43,7 @@ class Changes:
     Attributes:
       embedded: number of images that were new or had changed, and are in now.
       kept: number of those that were in, and are as before.
-      dropped: number of those that are gone.
+      dropped: number of files that are gone, of those looked at before.
       unreadable: names of the images that cannot be read, now as before.
     """
 

@@ -37,7 +37,7 @@ def means(
 ) -> list[Row]:
     """The masks of some images, averaged over their channels.
 
-    Each image's brightest and darkest place, over all learners, are white and black.
+    Each image's least and most attended place, over all learners, are dark and yellow.
 
     Args:
       images: that have masks.

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
+from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, mesh_of, product
 from abe_jax.retrieval.rows import READ_ROWS, Side
 
 _PRECISION_ERROR = {
@@ -257,10 +256,9 @@ def _counter(
         return totals[0][None], totals[1][None], totals[0][None, 0, 0, :1]
 
     if len(devices) > 1:
-        mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
         step = jax.shard_map(
             step,
-            mesh=mesh,
+            mesh=mesh_of(devices),
             in_specs=(P(), P(AXIS), P(AXIS), P(), P()),
             out_specs=(P(AXIS), P(AXIS), P(AXIS)),
             check_vma=False,

@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        return mesh_of(self.devices)
 
     @property
     def widest_tile(self) -> int:
@@ -62,6 +62,11 @@ class Plan:
         if len(self.devices) == 1:
             return jax.device_put(value, self.devices[0])
         return jax.device_put(value, NamedSharding(self.mesh, spec))
+
+
+def mesh_of(devices: Sequence[Device]) -> Mesh:
+    """The devices in a row along `AXIS`."""
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def make_plan(

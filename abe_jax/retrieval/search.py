@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from abe_jax.retrieval.exact import hash_rows
-from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, product
+from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, mesh_of, product
 from abe_jax.retrieval.rows import READ_ROWS, Rows
 
 _GROUPS = (64, 32, 16, 8)
@@ -256,7 +255,7 @@ def _searcher(
     if len(devices) > 1:
         step = jax.shard_map(
             step,
-            mesh=Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,)),
+            mesh=mesh_of(devices),
             in_specs=(P(), P(), P(), P(), P(), P(AXIS)),
             out_specs=P(),
             check_vma=False,

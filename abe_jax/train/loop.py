@@ -13,6 +13,7 @@ from abe_jax.errors import UserError
 from abe_jax.train import features, setup
 from abe_jax.train.progress import Reporter
 from abe_jax.train.stop import Interrupted, StopRequest, StopRequested
+from abe_jax.train_step import TrainState
 from abe_jax.workdir import (
     EVALUATION_FILE,
     REPORT_FILE,
@@ -68,15 +69,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         steered = claim.require_own(folder, config, splits.description())
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)
-        state = run.initial_state()
-        if resumes:
-            state = saved.restore(state, mesh)
-            saved.set_damaged_aside(newest=int(state.step))
-            _log.info("going on from the checkpoint of step %d", state.step)
-        else:
-            if (other := weights.run_of(config)) is not None:
-                state = weights.start_from(state, other)
-            state = parallel.replicate(state, mesh)
+        state = _restored(run, saved) if resumes else _fresh(run, config)
         start = step = int(state.step)
         if start > config.train.steps:
             raise UserError(
@@ -89,14 +82,9 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         processes.wait_for_all("workdir read")
         writer: metrics.Writer = metrics.NoWriter()
         if processes.is_first():
-            claim.claim(
-                folder, config, splits.description(), steered=steered, step=start
-            )
-            _drop_later_evaluation(folder, start)
-            writer = metrics.MetricWriter(
-                folder, resume_step=start, evaluates=is_evaluated(config.train, start)
-            )
-            writer = trackers.attach(writer, config.train.trackers, folder, config)
+            known_data = splits.description()
+            claim.claim(folder, config, known_data, steered=steered, step=start)
+            writer = _writer(folder, config, start)
         stack.callback(writer.close)
         traced = config.train.profile_steps if processes.is_first() else 0
         profile = trace.Trace(folder, start=start, steps=traced)
@@ -177,6 +165,31 @@ def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
             refusal = error
     if not processes.all_agree(refusal is None):
         raise refusal or UserError("process 0 cannot have the workdir, and says why.")
+
+
+def _fresh(run: setup.Setup, config) -> TrainState:
+    """The state before the first step, on every device."""
+    state = run.initial_state()
+    if (other := weights.run_of(config)) is not None:
+        state = weights.start_from(state, other)
+    return parallel.replicate(state, run.mesh)
+
+
+def _restored(run: setup.Setup, saved: checkpoints.Checkpoints) -> TrainState:
+    """The state of the newest checkpoint, on every device."""
+    state = saved.restore(run.initial_state(), run.mesh)
+    saved.set_damaged_aside(newest=int(state.step))
+    _log.info("going on from the checkpoint of step %d", state.step)
+    return state
+
+
+def _writer(folder: pathlib.Path, config, start: int) -> metrics.Writer:
+    """What metrics are written to; what speaks of later steps is dropped."""
+    _drop_later_evaluation(folder, start)
+    writer = metrics.MetricWriter(
+        folder, resume_step=start, evaluates=is_evaluated(config.train, start)
+    )
+    return trackers.attach(writer, config.train.trackers, folder, config)
 
 
 def is_evaluated(config, step: int) -> bool:

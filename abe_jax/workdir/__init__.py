@@ -5,9 +5,14 @@ data.json          what data it began with                       claim
 changes.jsonl      fields that were changed on the way           claim
 lock               held by the process that trains               lock
 checkpoints/STEP/  state after a step, and the config            checkpoints
-metrics.jsonl      a line for each logged step; TensorBoard's    metrics
+damaged_checkpoints/STEP/  set aside                             checkpoints
+metrics.jsonl      a line for each logged step                   metrics
+events*            the same for TensorBoard                      metrics
+trackers.json      runs at experiment trackers                   trackers
 evaluation.json    the newest evaluation                         abe_jax.evaluate
 report.html        its page                                      abe_jax.report
+index/             embeddings of searched folders                abe_jax.apply.index
+search.html        the page of the newest search                 abe_jax.apply.search
 """
 
 import contextlib

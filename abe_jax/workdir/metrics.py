@@ -1,16 +1,14 @@
-"""Metrics of a run: JSON lines for programs, TensorBoard and a bar for people."""
+"""Metrics of a run: JSON lines for programs, TensorBoard for people."""
 
 import json
 import logging
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
@@ -162,48 +160,3 @@ def evaluation_at(workdir: pathlib.Path, step: int) -> dict[str, float] | None:
 
 def _is_evaluation(line: Mapping[str, float]) -> bool:
     return any(name.startswith("eval/") for name in line)
-
-
-class Progress:
-    """A bar on a terminal, plain lines elsewhere, nothing where not wanted."""
-
-    def __init__(self, *, start: int, stop: int, batch_size: int, shown: bool = True):
-        """Shows a run from step `start` to step `stop`."""
-        self._stop = stop
-        self._batch_size = batch_size
-        self._shown = shown
-        self._bar = None
-        quiet = logging.getLogger("abe_jax").level > logging.INFO  # as --quiet sets it
-        if shown and not quiet and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(
-                total=stop, initial=start, unit="step", dynamic_ncols=True
-            )
-
-    def update(self, step: int, loss: float, images_per_second: float) -> None:
-        """Moves the bar, where there is one, to a step that is done."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {loss:.3f}, {images_per_second:.0f} images/s", refresh=False
-            )
-            self._bar.update(step - self._bar.n)
-
-    def log_step(self, step: int, loss: float, images_per_second: float) -> None:
-        """Tells of a step in a plain line, where there is no bar."""
-        if self._bar is None:
-            seconds = (self._stop - step) * self._batch_size / images_per_second
-            self.line(
-                f"step {step} of {self._stop}: loss {loss:.4f}, "
-                f"{images_per_second:.0f} images/s, {seconds / 60:.1f} minutes left"
-            )
-
-    def line(self, text: str) -> None:
-        """Shows a line of text without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        elif self._shown:
-            _log.info("%s", text)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()

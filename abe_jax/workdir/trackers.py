@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from abe_jax.errors import UserError, require_known
-from abe_jax.workdir import fields, metrics, write_whole
+from abe_jax.workdir import config_files, fields, metrics, write_whole
 
 _RUNS_FILE = "trackers.json"
 
@@ -129,7 +129,7 @@ def attach(
     if not names:
         return writer
     path = workdir / _RUNS_FILE
-    runs = json.loads(path.read_text()) if path.exists() else {}
+    runs = config_files.read_object(path) if path.exists() else {}
     trackers: list[Tracker] = []
     for name in names:
         try:

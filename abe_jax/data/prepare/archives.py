@@ -138,7 +138,7 @@ def unpack_parquet(paths: list[pathlib.Path], folder: pathlib.Path) -> None:
     `train/<number>.jpg` and `test/<number>.jpg`.
 
     Raises:
-      UserError: pyarrow is missing, or a file has other columns.
+      UserError: a file is none of a mirror, or has other columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"train": 0, "test": 0}
