@@ -13,6 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A trunk so narrow, and birds so few, that a run is little more than compilation.
 SMALL = [
     "--config=configs/quickstart.py",
+    "--config.model.trunk=vit_small_patch16",  # the quickest to compile
+    "--config.model.attention_blocks=1",
     "--config.model.width=0.05",
     "--config.model.num_learners=2",
     "--config.model.embedding_dim=8",
@@ -22,6 +24,7 @@ SMALL = [
     "--config.data.birds_images_per_class=8",
     "--config.data.images_per_class=4",
     "--config.train.batch_size=16",
+    "--config.train.schedule=constant",  # one program for any number of steps
     "--config.train.log_every=2",
     "--config.train.eval_every=4",
     "--config.train.checkpoint_every=4",

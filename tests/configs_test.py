@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import pytest
+from tiny import replace_models
 
 from abe_jax import train
 
@@ -26,8 +27,9 @@ PROTOCOLS = {
     "inshop": ("inshop", False, (1, 10, 20, 30, 40, 50)),
     "image_folder": ("image_folder", False, (1, 2, 4, 8)),
 }
-# One of each kind; the others start in the slow tests.
-QUICK = {"quickstart", "photos"}
+# Those whose `model` sections differ; the others start with the smallest network.
+OWN_MODEL = {"quickstart", "photos", "emoji64", "cub200", "cub200_resnet50"}
+QUICK = {"quickstart", "photos", *(set(CONFIGS) - OWN_MODEL)}
 RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 
 
@@ -75,9 +77,14 @@ def test_another_trunk_is_all_that_differs(name, base):
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS],
 )
-def test_one_step(name, photos, data_dir, tmp_path):
+def test_one_step(name, photos, data_dir, tmp_path, monkeypatch):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
+    if name not in OWN_MODEL:
+        same = "cub200_resnet50" if name in RESNETS else "cub200"
+        other = importlib.import_module(f"configs.{same}").get_config()
+        assert config.model.to_json() == other.model.to_json()
+        replace_models(monkeypatch)
     is_prepared = config.data.name in PREPARED
     config = shrunk(config, data_dir if is_prepared else photos)
     if is_prepared:
@@ -95,26 +102,7 @@ def test_one_step(name, photos, data_dir, tmp_path):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["m_heads", "one_head"])
-def test_baselines_are_one_changed_flag(name, photos, tmp_path):
-    module = importlib.import_module("configs.emoji64")
-    config = shrunk(module.get_config(), photos)
-    config.model.name = name
-    metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
-    learners = {key for key in metrics if key.startswith("eval/learner_")}
-    assert len({key.split("/")[1] for key in learners}) == (
-        2 if name == "m_heads" else 1
-    )
-
-
-@pytest.mark.parametrize(
-    "mapping",
-    [
-        pytest.param("shard_map", marks=pytest.mark.campaign),
-        pytest.param("pmap", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_mapping_and_pairs_from_the_command_line_fields(
     mapping, photos, tmp_path, monkeypatch
 ):
@@ -122,6 +110,7 @@ def test_mapping_and_pairs_from_the_command_line_fields(
     monkeypatch.setattr(jax, "pmap", lambda *a, **k: mapped.append(a) or pmap(*a, **k))
     module = importlib.import_module("configs.quickstart")
     config = shrunk(module.get_config(), photos)
+    replace_models(monkeypatch)
     config.data.sampler = "pairs"
     config.parallel.mapping = mapping
     metrics = train.train_and_evaluate(config, str(tmp_path / "run"))

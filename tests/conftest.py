@@ -44,6 +44,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()
 
 
+# A file that began last would keep one process busy while the other has nothing to do.
+_LONGEST = (
+    *("processes_test", "train_step_test", "features_test", "main_test", "export_test"),
+    *("docs_test", "training_test", "configs_test", "joining_test", "trunks_test"),
+    *("trunks_peers_test", "search_test", "models_test", "prepare_test", "fuzz_test"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    order = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices():
     assert jax.device_count() == 8, "the tests need 8 fake CPU devices"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from apply.conftest import make_run
 from train_test import small_config
 
 from abe_jax import evaluate, losses, parallel, train
@@ -68,6 +69,8 @@ def test_a_trunk_trains_with_every_model(name, tmp_path):
     config.model.update(trunk="tiny", name=name, width=0.5)
     metrics = train.train_and_evaluate(config, str(tmp_path))
     assert 0 <= metrics["eval/recall@1"] <= 1
+    learners = {k.split("/")[1] for k in metrics if k.startswith("eval/learner_")}
+    assert len(learners) == (1 if name == "one_head" else 2)
 
 
 def test_a_loss_is_that_of_one_device_on_several():
@@ -117,7 +120,7 @@ def test_a_mode_is_a_file_and_a_line(tmp_path):
     (line,) = re.findall(r'^    ("count": .*\n)', PAGE.read_text(), re.M)
     main = package / "main.py"
     main.write_text(main.read_text().replace("_MODES = {\n", "_MODES = {\n" + line))
-    train.train_and_evaluate(one_step(), str(tmp_path / "run"))
+    make_run(tmp_path / "run")
     command = [sys.executable, "-m", "abe_jax.main", "--mode=count"]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path / 'run'}"],

@@ -72,7 +72,7 @@ def test_evaluation_has_the_promised_fields(finished):
     protocol = evaluation["protocol"]
     assert protocol["zero_shot"] is True
     assert protocol["version"] == abe_jax.__version__
-    assert (protocol["model"], protocol["trunk"]) == ("abe", "googlenet_bn")
+    assert (protocol["model"], protocol["trunk"]) == ("abe", "vit_small_patch16")
     assert (protocol["pretrained"], protocol["dtype"]) == (None, "float32")
     assert protocol["freeze_batch_norm"] is False and protocol["num_learners"] == 2
     assert 0 <= evaluation["map_at_r"] <= 1

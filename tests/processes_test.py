@@ -84,7 +84,9 @@ def two_processes(*arguments):
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(SMALL, marks=pytest.mark.slow),
+        pytest.param(
+            [*SMALL, "--config.model.trunk=googlenet_bn"], marks=pytest.mark.slow
+        ),
         pytest.param(["--config=configs/quickstart.py"], marks=pytest.mark.campaign),
     ],
     ids=["small", "quickstart"],

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny import replace_models
 from train_test import small_config
 
 from abe_jax import models
@@ -36,12 +37,12 @@ def tiny(monkeypatch, tmp_path):
         config.train.update(steps=2, eval_every=2)
         return config
 
+    replace_models(monkeypatch)
     monkeypatch.setattr(grid, "config_of", config_of)
     monkeypatch.setattr(run, "RUNS_FILE", tmp_path / "runs.jsonl")
     return tmp_path
 
 
-@pytest.mark.slow
 def test_members_are_concatenated(tiny, monkeypatch):
     monkeypatch.setitem(grid.ROWS, "2 x abe", grid.Row({}, members=2))
     line = run.run("birds", "2 x abe", 0, "test", None, tiny)

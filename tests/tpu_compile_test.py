@@ -22,25 +22,36 @@ EMBEDDING_DIM = 512
 pytestmark = pytest.mark.tpu_compile
 
 
-def compiled(folder, topology, programs):
-    """({program: its row}, {program: its text}) of a topology."""
+def start(folder, topology, programs):
+    """Has the programs compiled for a topology, in a process of its own."""
     # The CPU's flags of the other tests mean nothing here.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, str(BENCHMARKS / "tpu_compile.py")]
     command += [f"--topology={topology}", f"--programs={','.join(programs)}"]
     command += ["--learners=2", "--size=64", "--batch=4", f"--text={folder}"]
-    subprocess.run(
-        [*command, f"--json={folder}/rows.jsonl"], env=environment, check=True
-    )
+    return subprocess.Popen([*command, f"--json={folder}/rows.jsonl"], env=environment)
+
+
+def compiled(process, folder):
+    """({program: its row}, {program: its text}) of what was started."""
+    assert process.wait() == 0
     rows = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
-    texts = {program: (folder / f"{program}.txt").read_text() for program in programs}
+    texts = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     return {row["program"]: row for row in rows}, texts
 
 
 @pytest.fixture(scope="module")
-def four_chips(tmp_path_factory):
-    programs = ("step", "embed", "retrieval")
-    return compiled(tmp_path_factory.mktemp("four"), "v5e:2x2", programs)
+def both(tmp_path_factory):
+    """For four chips and for 256, side by side: one compilation keeps one core busy."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("four", "many")]
+    four = start(folders[0], "v5e:2x2", ("step", "embed", "retrieval"))
+    with four, start(folders[1], "v5e:16x16", ("step",)) as many:
+        return compiled(four, folders[0]), compiled(many, folders[1])
+
+
+@pytest.fixture(scope="module")
+def four_chips(both):
+    return both[0]
 
 
 def check_collectives_of_a_step(text, chips):
@@ -76,8 +87,8 @@ def test_what_a_step_says_to_other_chips(four_chips):
     check_collectives_of_a_step(four_chips[1]["step"], 4)
 
 
-def test_a_step_of_256_chips(tmp_path):
-    rows, texts = compiled(tmp_path, "v5e:16x16", ["step"])
+def test_a_step_of_256_chips(both):
+    rows, texts = both[1]
     assert rows["step"]["topology"] == "v5e:16x16, 256 chips"
     check_collectives_of_a_step(texts["step"], 256)
 

@@ -28,7 +28,7 @@ def small_config(
 ):
     config = quickstart.get_config()
     config.model.update(trunk=trunk, num_learners=2, embedding_dim=8, width=0.1)
-    config.model.freeze_batch_norm = frozen
+    config.model.update(attention_blocks=1, freeze_batch_norm=frozen)
     config.model.update(rematerialize=rematerialize, train=part)
     config.loss.name = loss
     config.data.update(load_size=SIZE, image_size=SIZE)
@@ -109,18 +109,17 @@ def slow(*arguments):
     ("trunk", "mapping", "devices", "chunks", "frozen"),
     [
         ("googlenet", "shard_map", 8, 2, False),
-        slow("googlenet", "shard_map", 2, 4, False),
-        slow("googlenet", "pmap", 4, 4, False),
         slow("googlenet_bn", "shard_map", 8, 1, False),
         slow("googlenet_bn", "pmap", 8, 1, False),
-        slow("googlenet_bn", "shard_map", 4, 2, True),
+        slow("googlenet_bn", "pmap", 4, 4, True),
     ],
 )
 def test_equal_on_any_number_of_devices(trunk, mapping, devices, chunks, frozen):
     """Loss, gradient of every parameter and batch statistics, in float64."""
-    gradient, averages, metrics = stepped(trunk, 1, "shard_map", frozen=frozen)
+    own = {"frozen": True} if frozen else {}  # as other tests ask for it: kept once
+    gradient, averages, metrics = stepped(trunk, 1, "shard_map", **own)
     got, got_averages, got_metrics = stepped(
-        trunk, devices, mapping, chunks=chunks, frozen=frozen
+        trunk, devices, mapping, chunks=chunks, **own
     )
     assert gradient["head"]["kernel"].dtype == metrics["loss"].dtype == np.float64
     for name in ("loss", "contrastive", "divergence", "gradient_norm"):
@@ -145,7 +144,7 @@ def test_microbatches_of_a_frozen_s_and_a_loss_with_parameters_change_nothing():
 def test_rematerialization_changes_memory_only():
     trunk = "googlenet_bn"
     gradient, averages, metrics = stepped(trunk, 1, "shard_map")
-    got, got_averages, got_metrics = stepped(trunk, 2, "shard_map", rematerialize=True)
+    got, got_averages, got_metrics = stepped(trunk, 1, "shard_map", rematerialize=True)
     np.testing.assert_allclose(got_metrics["loss"], metrics["loss"], rtol=1e-12)
     assert_equal_trees(got, gradient, rtol=1e-12)
     if averages:

@@ -143,8 +143,13 @@ def test_a_ctrl_c_that_python_would_drop_comes_later():
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.campaign),
+    ],
+)
 def test_training_with_workers_is_interrupted_in_one_line(tmp_path, number):
     arguments = (*SMALL, "--config.train.steps=100000", "--config.data.num_workers=2")
     arguments += ("--config.train.eval_every=100000", f"--workdir={tmp_path}")

@@ -171,6 +171,7 @@ def test_proxies_are_trained_saved_and_restored(tmp_path):
     for name, stops in {"whole": (4,), "halves": (2, 4)}.items():
         for steps in stops:
             config = small_config()
+            config.model.update(trunk="vit_small_patch16", attention_blocks=1)
             config.loss.name = "proxy_anchor"
             config.train.update(steps=steps, schedule="constant", loss_factor=100.0)
             train.train_and_evaluate(config, str(tmp_path / name))

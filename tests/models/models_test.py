@@ -186,10 +186,13 @@ def test_heads_train_over_a_mapped_axis():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_freezing_reaches_every_batch_norm(name):
-    model = _abstract(name=name, trunk="googlenet_bn", freeze_batch_norm=True)
+@pytest.mark.parametrize(
+    ("trunk", "own", "copied"), [("googlenet_bn", 57, 30), ("resnet50", 53, 10)]
+)
+def test_freezing_reaches_every_batch_norm(name, trunk, own, copied):
+    model = _abstract(name=name, trunk=trunk, freeze_batch_norm=True)
     norms = [node for _, node in nnx.iter_graph(model) if isinstance(node, BatchNorm)]
-    assert len(norms) == {"abe": 57 + 30, "m_heads": 57, "one_head": 57}[name]
+    assert len(norms) == own + (copied if name == "abe" else 0)
     assert all(norm.frozen for norm in norms)
 
 

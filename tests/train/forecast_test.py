@@ -11,6 +11,7 @@ from configs import inshop, quickstart
 
 
 def shrunk(config):
+    config.model.update(trunk="vit_small_patch16", attention_blocks=1)  # quickest
     config.model.update(width=0.05, num_learners=2, embedding_dim=8)
     config.data.update(load_size=32, image_size=32)
     config.train.update(steps=40, batch_size=16, eval_every=15)
@@ -32,7 +33,7 @@ def test_parameters_batches_memory_and_time(tmp_path, capsys):
     rows = told(config, tmp_path / "run", capsys)
     model = nnx.eval_shape(lambda: models.create(config.model, rngs=nnx.Rngs(0)))
     number = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    assert rows["model"].startswith(f"abe, googlenet_bn: {number:,} parameters, ")
+    assert rows["model"].startswith(f"abe, vit_small_patch16: {number:,} parameters, ")
     assert rows["images"] == "120 train, 40 test"
     assert rows["batches"] == "16 images on 8 devices; 40 steps, 5.3 times all of train"
     assert rows["memory"].endswith(" MB of this process at most")
