@@ -204,14 +204,7 @@ TEXT = st.lists(
 )
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        # Form B's MATLAB files are read by the same reader.
-        pytest.param(x, marks=pytest.mark.campaign) if x == "cars196 form A" else x
-        for x in ANNOTATIONS
-    ],
-)
+@pytest.mark.parametrize("layout", ANNOTATIONS)
 def test_annotations(layout, tmp_path, listed_only):
     dataset, write, _ = fake.LAYOUTS[layout]
     expected = fake.SMALL[dataset]
