@@ -51,6 +51,8 @@ class Trained:
         self.config: Any = stored.copy_and_resolve_references()
         fields.require_in_range(self.config)
         decoding.require_known_square(self.config.data.square)
+        with self.config.unlocked():
+            self.config.model.pretrained = None  # the checkpoint has the weights
         self._mesh = parallel.make_mesh(jax.local_devices())
         self.model, state = weights.restore_trained(
             self.workdir, self.config, self._mesh, step
