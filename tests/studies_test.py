@@ -43,6 +43,7 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_members_are_concatenated(tiny, monkeypatch):
     monkeypatch.setitem(grid.ROWS, "2 x abe", grid.Row({}, members=2))
     line = run.run("birds", "2 x abe", 0, "test", None, tiny)

@@ -20,7 +20,8 @@ from configs import quickstart
 # One of each kind; `models_test` traces all of them.
 KINDS = ("resnet50", "vit_small_patch16", "vit_small_patch14_reg4_dinov2")
 # ABE's gradient by each trunk is compared with PyTorch's in `trunks_peers_test`.
-SLOW = [("m_heads", "vit_small_patch16"), ("one_head", "resnet50")]
+SLOW = [("abe", "vit_small_patch16"), ("m_heads", "vit_small_patch16")]
+SLOW += [("one_head", "resnet50")]
 NEW = [name for name in TRUNKS if not name.startswith("googlenet")]
 BATCH = 8
 
@@ -56,14 +57,10 @@ def one_step(config, devices=2):
 @pytest.mark.parametrize(
     ("name", "trunk"),
     [
-        ("abe", "vit_small_patch16"),
-        *(
-            pytest.param(
-                *pair, marks=pytest.mark.slow if pair in SLOW else pytest.mark.campaign
-            )
-            for pair in itertools.product(("abe", "m_heads", "one_head"), KINDS)
-            if pair != ("abe", "vit_small_patch16")
-        ),
+        pytest.param(
+            *pair, marks=pytest.mark.slow if pair in SLOW else pytest.mark.campaign
+        )
+        for pair in itertools.product(("abe", "m_heads", "one_head"), KINDS)
     ],
 )
 def test_a_step_then_embeddings_and_masks(name, trunk):
