@@ -83,7 +83,7 @@ def test_tables_have_mean_deviation_and_number():
 def test_the_figure_has_what_the_lines_have(tmp_path):
     def line(row, recall, mean):
         learner = {"recall": {"1": mean}}
-        own = {"data": "birds_tuned", "part": "test", "row": row, "learners": [{}, {}]}
+        own = {"data": "birds_fast", "part": "test", "row": row, "learners": [{}, {}]}
         return own | {"recall": {"1": recall}, "mean_learner": learner}
 
     lines = [
