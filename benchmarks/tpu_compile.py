@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import time
+from importlib import metadata
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu would look for a TPU
@@ -139,6 +140,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
             f"{len(sizes)} {op} ({sum(sizes) / 1e6:.2f} MB)"
             for op, sizes in hlo_text.collectives(text).items()
         ),
+        "libtpu": metadata.version("libtpu"),
     }
 
 
