@@ -36,7 +36,8 @@ RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 def shrunk(config, photos):
     """The same job with a trunk, images and data as small as they can be."""
     config.model.update(width=0.05, num_learners=2, embedding_dim=8)
-    config.model.attention_blocks = 1
+    if config.model.branch is None:  # behind that of configs/photos.py are none
+        config.model.attention_blocks = 1
     config.data.update(load_size=36, image_size=32)
     config.data.update(birds_classes=32, birds_images_per_class=16, path=str(photos))
     config.train.update(steps=1)
