@@ -1,8 +1,8 @@
 """The figure of `docs/results.md`.
 
-Left: the gain of each ensemble over its mean learner, against how good that learner is,
-of all lines, those of earlier too, beside the paper's own. Right: Recall@1 by the number
-of learners, at the quickstart's budget.
+Left: the gain of each ensemble over its mean learner, against how good that learner
+is, of all lines, those of earlier too, beside the paper's own. Right: Recall@1 by the
+number of learners, at the quickstart's budget.
 """
 
 import pathlib
