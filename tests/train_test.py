@@ -77,11 +77,10 @@ def guarded_steps(monkeypatch):
 
 @pytest.mark.slow
 def test_every_function_is_traced_once(tmp_path, traces, guarded_steps):
-    """In six steps and three evaluations, the untrained model's included."""
+    """In 50 steps and three evaluations, the untrained model's included."""
     config = small_config()
     config.model.attention_blocks = 1
-    config.train.update(steps=6, eval_every=3, checkpoint_every=6)
     metrics = train.train_and_evaluate(config, str(tmp_path))
     assert metrics["eval/recall@1"] >= 0
     assert traces == {"make_train_step": 1, "make_embed_step": 1}
-    assert guarded_steps.count("disallow") == 4
+    assert guarded_steps.count("disallow") == 48

@@ -85,6 +85,7 @@ def test_stablehlo_takes_any_batch_on_each_platform(exported):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
     expected = model.embed(pixels).reshape(5, -1)
     np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(program.call(pixels[:2]), expected[:2], atol=1e-5)
 
 
 @pytest.mark.peers
@@ -149,6 +150,7 @@ def test_bfloat16_is_exported_in_float32(workdir, model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     expected = model.embed(pixels).reshape(2, -1)
     np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(program.call(pixels[:2]), expected[:2], atol=1e-5)
 
 
 def test_output_that_cannot_be(model, tmp_path):

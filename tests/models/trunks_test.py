@@ -110,6 +110,13 @@ def test_options_change_little(trunk):
     np.testing.assert_allclose(rounded["loss"], plain["loss"], rtol=0.1)
 
 
+@pytest.mark.slow
+def test_frozen_averages_stay():
+    config = small_config("resnet50", freeze_batch_norm=True)
+    _, before, state, _, _ = one_step(config)
+    jax.tree.map(np.testing.assert_array_equal, before.model_state, state.model_state)
+
+
 @pytest.mark.parametrize(
     ("trunk", "branch", "blocks", "side", "channels"),
     [
