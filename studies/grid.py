@@ -66,8 +66,15 @@ DATA: dict[str, Data] = {
     ),
 }
 
+_ONE: Overrides = _MULTI | {"model.name": "one_head"}
+_COLOURS = ("brightness", "contrast", "saturation", "hue", "grey")
 _PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
+
+
+def _pixels(side: int) -> Overrides:
+    return {"data.load_size": side, "data.image_size": side}
+
 
 ROWS: dict[str, Row] = {
     "abe-4": Row({}),
@@ -91,7 +98,7 @@ ROWS: dict[str, Row] = {
     "pairs": Row(_PAIRS),
     "no batch norm": Row({"model.trunk": "googlenet"}),
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
-    **{f"pixels {p}": Row({"data.load_size": p, "data.image_size": p}) for p in (96,)},
+    **{f"pixels {p}": Row(_pixels(p)) for p in (96,)},
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
     **{
         f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3, 8e-3)
@@ -99,13 +106,18 @@ ROWS: dict[str, Row] = {
     "bfloat16": Row({"model.dtype": "bfloat16"}),
     # Other losses of each learner, chosen with one learner.
     "multi-similarity": Row(_MULTI),
-    "1-head, multi-similarity": Row(_MULTI | {"model.name": "one_head"}),
-    "1-head, multi-similarity, rate 0.004": Row(
-        _MULTI | {"model.name": "one_head", "train.learning_rate": 4e-3}
+    "1-head, multi-similarity": Row(_ONE),
+    "1-head, multi-similarity, rate 0.004": Row(_ONE | {"train.learning_rate": 4e-3}),
+    "1-head, multi-similarity, K 4": Row(_ONE | {"data.images_per_class": 4}),
+    # Why does it not even learn its training classes? Too few positions, or images
+    # that were changed too much, mirrored, covered.
+    **{f"1-head, multi-similarity, pixels {p}": Row(_ONE | _pixels(p)) for p in (96,)},
+    "1-head, multi-similarity, no flip": Row(_ONE | {"augment.flip": 0.0}),
+    "1-head, multi-similarity, no colours": Row(
+        _ONE | {f"augment.{name}": 0.0 for name in _COLOURS}
     ),
-    "1-head, multi-similarity, K 4": Row(
-        _MULTI | {"model.name": "one_head", "data.images_per_class": 4}
-    ),
+    "1-head, multi-similarity, no erasing": Row(_ONE | {"augment.erase": 0.0}),
+    "1-head, multi-similarity, width 1": Row(_ONE | {"model.width": 1.0}),
     "abe-8, contrastive, pairs": Row(
         _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
     ),
