@@ -56,8 +56,8 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("images", None, "Folder (of any depth), zip file or image.")
 flags.DEFINE_string("output", None, "File to write; its suffix says in which form.")
-flags.DEFINE_boolean("strict", False, "An image that cannot be read is an error.")
-flags.DEFINE_string("query", None, "Image, folder or zip file that is looked for.")
+flags.DEFINE_boolean("strict", False, "Stop at an image that cannot be read.")
+flags.DEFINE_string("query", None, "Image, folder or zip file to look for.")
 flags.DEFINE_integer("top_k", 10, "How many matches a query gets.")
 flags.DEFINE_boolean("approximate", False, "Search by usearch, for millions of images.")
 flags.DEFINE_integer("learner", None, "The learner that compares; all by default.")
@@ -99,7 +99,7 @@ _MODES = {
         one_process=True,
     ),
     "report": _Mode(
-        "draw report.html again, from the run and its data",
+        "embed the data again and write report.html anew",
         "abe_jax.report:remake",
         takes=("step",),
     ),

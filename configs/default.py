@@ -107,10 +107,10 @@ def get_config() -> ConfigDict:
     train.decay_every = 5_000  # steps, of schedule = "step" (ours)
     train.decay_rate = 0.1  # of schedule = "step" (ours)
     train.clip_norm = 0.0  # global norm of the gradient; 0: no clipping (ours)
-    train.new_layer_factor = 1.0  # learning rate of attention's last layer, head (ours)
-    train.loss_factor = (
-        1.0  # learning rate of a loss's proxies; its authors: 100 (ours)
-    )
+    # Factors on the learning rate (ours): of the layers that no published network has
+    # (attention's last, the heads), and of a loss's proxies (their authors: 100).
+    train.new_layer_factor = 1.0
+    train.loss_factor = 1.0
     train.chunks = 1  # embed a device's images in so many parts, to save memory (ours)
     train.log_every = 50
     train.eval_every = 1_000
@@ -124,5 +124,5 @@ def get_config() -> ConfigDict:
     evaluation.recall_at = (1, 2, 4, 8)
 
     config.parallel = parallel = ConfigDict()
-    parallel.mapping = "shard_map"  # shard_map | pmap: how the step meets the devices
+    parallel.mapping = "shard_map"  # shard_map | pmap: spreads the step over devices
     return config

@@ -1,6 +1,6 @@
 """ABE-4 on a frozen DINOv2: your own photos, minutes on a CPU.
 
-    pip install 'abe_jax[hub]'
+    pip install -e '.[hub]'
     python -m abe_jax.main --config=configs/photos.py --workdir=runs/photos \\
         --config.data.path=photos
 

@@ -33,7 +33,9 @@ def _known() -> list[str]:
 
 _DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "Folder, zip or tgz file with the data set, in any known layout."
+    "source",
+    None,
+    "Folder, zip, tgz or tar file with the data set, in any known layout.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder to write to: DIR/cub200/1.0.0/..."
