@@ -117,6 +117,11 @@ ROWS: dict[str, Row] = {
         _ONE | {f"augment.{name}": 0.0 for name in _COLOURS}
     ),
     "1-head, multi-similarity, no erasing": Row(_ONE | {"augment.erase": 0.0}),
+    "1-head, multi-similarity, more colours": Row(
+        _ONE
+        | {"augment.brightness": 0.3, "augment.contrast": 0.6, "augment.hue": 0.3}
+        | {"augment.saturation": 0.9, "augment.grey": 0.5}
+    ),
     "1-head, multi-similarity, width 1": Row(_ONE | {"model.width": 1.0}),
     "abe-8, contrastive, pairs": Row(
         _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
