@@ -56,7 +56,7 @@ setuptools.setup(
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",  # 1.0 will move the API used here
-        "pillow>=11,<14",
+        "pillow>=11.3,<14",
         "pyarrow>=16,<28",  # parquet mirrors of Cars-196; TFDS needs it anyway
         "simplejpeg>=1.8,<2",  # libjpeg-turbo straight into an array, without the GIL
         "scipy>=1.13,<2",  # MATLAB files of Cars-196

@@ -45,7 +45,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
 
     Args:
       images: `[B, H, W, 3]`, any real dtype, 0 to 255.
-      keys: typed keys `[B]`, as of `image_keys`.
+      keys: typed keys `[B]`, as returned by `image_keys`.
       size: side of the views, pixels.
       config: the `augment` section of a config (see `configs/default.py`).
 

@@ -61,6 +61,16 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}; flags start with --.")
 
 
+def be_quiet() -> None:
+    """From here on progress is not shown."""
+    logging.getLogger("abe_jax").setLevel(logging.WARNING)
+
+
+def is_quiet() -> bool:
+    """Whether progress is not to be shown."""
+    return logging.getLogger("abe_jax").level > logging.INFO
+
+
 def print_line(error: object) -> None:
     """Prints an error, or its message, as one line."""
     # One write: with PYTHONUNBUFFERED, print makes two, and threads of JAX's write too.

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this; and others' in one line."""
+"""`UserError`, for mistakes that the user can fix, and what makes one line of them."""
 
 from collections.abc import Iterable
 

@@ -19,6 +19,20 @@ _waiting = False  # for a better moment, since a Ctrl-C
 _retried = False  # the signal comes from here, not from the user
 
 
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved.
+
+    Attributes:
+      signal_number: what asked: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(
+            f"interrupted; step {step} is saved, run the same command to go on."
+        )
+        self.signal_number = signal_number
+
+
 def wait_for_their_moment() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt as before, but a little later where
     that would be lost; a second one at once. For the main thread of a program.

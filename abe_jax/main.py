@@ -60,7 +60,9 @@ flags.DEFINE_boolean("strict", False, "Stop at an image that cannot be read.")
 flags.DEFINE_string("query", None, "Image, folder or zip file to look for.")
 flags.DEFINE_integer("top_k", 10, "How many matches a query gets.")
 flags.DEFINE_boolean("approximate", False, "Search by usearch, for millions of images.")
-flags.DEFINE_integer("learner", None, "The learner that compares; all by default.")
+flags.DEFINE_integer(
+    "learner", None, "Compare by this learner only; by default by all."
+)
 
 # The config of a mode is the run's own, unless --config names one; new runs need one.
 _MODES = {
@@ -115,10 +117,14 @@ _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "One process of several, as the cluster's environment says."
 )
 _ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "One process of several: HOST:PORT of process 0,"
+    "coordinator_address", None, "One process of several: HOST:PORT of process 0."
 )
-_COUNT = flags.DEFINE_integer("num_processes", None, "their number,")
-_INDEX = flags.DEFINE_integer("process_id", None, "and which this one is, from 0.")
+_COUNT = flags.DEFINE_integer(
+    "num_processes", None, "One process of several: their number."
+)
+_INDEX = flags.DEFINE_integer(
+    "process_id", None, "One process of several: which this one is, from 0."
+)
 _OF_MODES = tuple(dict.fromkeys(name for m in _MODES.values() for name in m.takes))
 _FLAGS = (
     *("config", "workdir", "mode", *_OF_MODES, "quiet"),
@@ -142,7 +148,7 @@ def _main(argv: Sequence[str]) -> None:
     logging.getLogger("absl").addFilter(command_line.without_traceback)
     logging.getLogger("jax").setLevel(logging.WARNING)
     if _QUIET.value:
-        logging.getLogger("abe_jax").setLevel(logging.WARNING)
+        command_line.be_quiet()
     from abe_jax import processes  # not above: --help needs no JAX
 
     processes.check_compiler_flags()
@@ -151,14 +157,12 @@ def _main(argv: Sequence[str]) -> None:
     devices = processes.describe_devices()
     if processes.is_first() and not _QUIET.value:
         command_line.print_line(f"{_MODE.value} on {devices}")
-    from abe_jax import train  # what takes longest
-
     module, function_name = mode.function.split(":")
     function = getattr(importlib.import_module(module), function_name)
     values = {name: flags.FLAGS[name].value for name in mode.takes}
     try:
         function(_CONFIG.value, _WORKDIR.value, **values)
-    except train.Interrupted as interrupted:
+    except interrupts.Interrupted as interrupted:
         command_line.print_line(interrupted)
         _forget(interrupted)
         sys.exit(128 + interrupted.signal_number)
@@ -181,7 +185,7 @@ def _with_config_first(argv: Sequence[str]) -> list[str]:
 
 def _require(name: str, value: object) -> None:
     if value is None:
-        raise UserError(f"--{name} is missing; --help tells more.")
+        raise UserError(f"--{name} is required; see --help.")
 
 
 def _several_processes() -> bool:

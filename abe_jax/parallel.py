@@ -50,7 +50,7 @@ def map_over_devices(
 
     Args:
       program: `(state, rows) -> outputs`, run by every device on its own rows.
-      mesh: as of `make_mesh`.
+      mesh: as returned by `make_mesh`.
       mapping: "shard_map" or "pmap"; the same program, the same results.
       rows_out: True where the outputs are rows, as the batch is; False where every
         device ends with equal outputs.
@@ -104,14 +104,12 @@ def require_divisible(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
     """Refuses a global batch that devices and chunks cannot share equally.
 
     Raises:
-      UserError: the batch does not divide by the number of devices times chunks.
+      UserError: the batch is not divisible by the number of devices times chunks.
     """
-    if chunks < 1:
-        raise UserError(f"train.chunks is {chunks}; it must be a whole number from 1.")
     if batch_size % (mesh.size * chunks):
         each = f" with {chunks} chunks each" if chunks > 1 else ""
         raise UserError(
-            f"train.batch_size = {batch_size} does not divide by {mesh.size} devices"
+            f"train.batch_size = {batch_size} is not divisible by {mesh.size} devices"
             f"{each}; make it a multiple of {mesh.size * chunks}."
         )
 

@@ -50,9 +50,9 @@ def initial_state(
 
     Args:
       model: to be trained.
-      optimizer: as of `optimizer.create`.
-      loss_params: as of `losses.initial_parameters`.
-      part: what of the model trains, as of `PARTS`.
+      optimizer: as returned by `optimizer.create`.
+      loss_params: as returned by `losses.initial_parameters`.
+      part: what of the model trains, one of `PARTS`.
     """
     _, params, model_state = split_model(model)
     loss_params = loss_params or {}
@@ -103,7 +103,7 @@ def make_train_step(
 
     Args:
       model: gives structure and preprocessing; its weights are those of the state.
-      optimizer: as of `optimizer.create`.
+      optimizer: as returned by `optimizer.create`.
       learning_rate: schedule, for the metrics.
       config: whole config.
 
@@ -142,11 +142,11 @@ def make_train_step(
         def embed(trained: Tree, views: jax.Array) -> tuple[jax.Array, Tree]:
             net = _merge(graphdef, state.params | trained, state.model_state)
             if like is not None:
-                between = _unflatten(views, like)
+                features = _unflatten(views, like)
             else:
                 with jax.named_scope("spatial"):
-                    between = net.spatial(net.preprocessing(views))
-            embeddings = net.behind(between)
+                    features = net.spatial(net.preprocessing(views))
+            embeddings = net.from_spatial(features)
             return embeddings, nnx.to_pure_dict(nnx.state(net, nnx.Not(nnx.Param)))
 
         def share_of_loss(embeddings: jax.Array, own: Tree) -> tuple[jax.Array, dict]:

@@ -190,7 +190,7 @@ def test_killed_run_goes_on_from_the_last_checkpoint(finished, tmp_path):
     arguments = (*SMALL, "--config.train.steps=8", f"--workdir={workdir}")
     status, _, errors = run(*arguments)
     assert status == 0, errors
-    assert "going on from the checkpoint of step 4" in errors
+    assert "resuming from the checkpoint of step 4" in errors
     assert without_times(lines_of(workdir)) == without_times(lines_of(finished[0]))
 
 
@@ -208,8 +208,11 @@ def test_help_lists_flags_and_modes(command):
 
 
 BAD = {
-    "no workdir": (["--config=configs/quickstart.py"], "--workdir is missing"),
-    "no config": (["--workdir=W"], "--config is missing"),
+    "no workdir": (
+        ["--config=configs/quickstart.py"],
+        "--workdir is required; see --help",
+    ),
+    "no config": (["--workdir=W"], "--config is required; see --help"),
     "no such config": (["--config=configs/no.py", "--workdir=W"], "configs/no.py"),
     "no config of this name": (
         ["--config=quickstrat", "--workdir=W"],
@@ -235,7 +238,7 @@ BAD = {
     "no run": ([*SMALL, "--workdir=W", "--mode=evaluate"], "holds no run"),
     "D by M": (
         [*SMALL, "--workdir=W", "--config.model.embedding_dim=9"],
-        "embedding_dim = 9 does not divide by model.num_learners = 2",
+        "embedding_dim = 9 is not divisible by model.num_learners = 2",
     ),
     "K too large": (
         [

@@ -18,13 +18,13 @@ class Tiny(nnx.Module):
         self.head = nnx.Linear(8, self.num_learners * dim, rngs=rngs)
 
     def __call__(self, images):
-        return self.behind(self.spatial(images))
+        return self.from_spatial(self.spatial(images))
 
     def spatial(self, images):
         size, half = images.shape[0], images.shape[1] // 2
         return images.reshape(size, 2, half, 2, half, 3).mean((2, 4)).reshape(size, 12)
 
-    def behind(self, colours):
+    def from_spatial(self, colours):
         flat = self.head(nnx.tanh(self.body(colours)))
         learners = flat.reshape(len(colours), self.num_learners, -1)
         length = jnp.sqrt(jnp.sum(learners**2, axis=-1, keepdims=True) + 1e-12)

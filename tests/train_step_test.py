@@ -199,9 +199,13 @@ def test_batch_norm_cannot_be_chunked():
         (
             12,
             1,
-            "batch_size = 12 does not divide by 8 devices; make it a multiple of 8",
+            "batch_size = 12 is not divisible by 8 devices; make it a multiple of 8",
         ),
-        (24, 2, "24 does not divide by 8 devices with 2 chunks each; .*multiple of 16"),
+        (
+            24,
+            2,
+            "24 is not divisible by 8 devices with 2 chunks each; .*multiple of 16",
+        ),
         (16, 0, "train.chunks is 0"),
     ],
 )

@@ -5,6 +5,7 @@ scored exactly. `recall` says how much it misses.
 """
 
 import contextlib
+import glob
 import hashlib
 import pathlib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from abe_jax import retrieval
-from abe_jax.data.datasets.tree import shown
+from abe_jax.data.datasets.tree import printable
 from abe_jax.errors import UserError, first_line
 from abe_jax.workdir import whole
 
@@ -58,7 +59,8 @@ class Graph:
         self.recall = self._measure(rows)
         with _named("write", path, "make room there"), whole(path) as part:
             self._graph.save(str(part))
-            for old in stem.parent.glob(f"{stem.name}-*.usearch"):
+            digests = "[0-9a-f]" * len(digest)
+            for old in stem.parent.glob(f"{glob.escape(stem.name)}-{digests}.usearch"):
                 old.unlink()
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,5 +88,6 @@ def _named(verb: str, path: pathlib.Path, advice: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot {verb} the graph {shown(path)} ({first_line(error)}); {advice}."
+            f"cannot {verb} the graph {printable(path)} ({first_line(error)}); "
+            f"{advice}."
         ) from error

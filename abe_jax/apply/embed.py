@@ -12,12 +12,12 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from abe_jax.apply import progress
-from abe_jax.apply.images import ImageFile, Path, find, shown
-from abe_jax.apply.output import require_a_place
+from abe_jax.apply.images import ImageFile, Path, find
+from abe_jax.apply.output import by_suffix, written
 from abe_jax.apply.trained import Trained
-from abe_jax.data.datasets.tree import locate
+from abe_jax.data.datasets.tree import local, printable
 from abe_jax.errors import UserError
-from abe_jax.workdir import claim, whole
+from abe_jax.workdir import claim
 
 
 def embed_images(
@@ -36,9 +36,9 @@ def embed_images(
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: the config is not that of the run; or as of `write_embeddings`.
+      UserError: the config is not that of the run; or see `write_embeddings`.
     """
-    _require_known(locate(output, "output"))
+    by_suffix(local(output, "output"), _WRITERS)
     claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
     refused = write_embeddings(model, images, output, strict=strict)
@@ -54,7 +54,7 @@ def write_embeddings(
     The memory that it takes does not grow with their number.
 
     Args:
-      model: as of `abe_jax.load`.
+      model: as returned by `abe_jax.load`.
       images: folder, zip file or image.
       output: `.npz`: `embeddings` float32 `[N, D]` (`[N, M, D/M]` flattened), `paths`
         `[N]` text, `num_learners`. `.parquet`: columns `path` (text; a byte of a name
@@ -68,8 +68,8 @@ def write_embeddings(
       UserError: no images, another suffix, the output cannot be written, or, if
         strict, an image cannot be read.
     """
-    path = locate(output, "output")
-    writer = _require_known(path)
+    path = local(output, "output")
+    writer = by_suffix(path, _WRITERS)
     files = find(images)
     refused: list[tuple[ImageFile, UserError]] = []
 
@@ -78,18 +78,17 @@ def write_embeddings(
             raise error
         refused.append((file, error))
 
-    try:
-        with whole(path) as part:
-            with writer(part, model) as rows:
-                shown_files = progress.shown(files)
-                for done, embeddings in model.embed_files(shown_files, refuse):
-                    flat = embeddings.reshape(len(embeddings), -1)
-                    rows.add([file.name for file in done], flat)
-            if len(refused) == len(files):
-                raise UserError(f"no image could be read; the first: {refused[0][1]}")
-    except OSError as error:
-        raise UserError(f"cannot write to --output: {error}.") from error
+    with written(path) as part:
+        with writer(part, model) as rows:
+            for done, embeddings in model.embed_files(progress.bar(files), refuse):
+                flat = embeddings.reshape(len(embeddings), -1)
+                rows.add([file.name for file in done], flat)
+        if len(refused) == len(files):
+            raise UserError(f"no image could be read; the first: {refused[0][1]}")
     return refused
+
+
+_ROW_GROUP = 16_384  # rows of a Parquet file that are compressed together
 
 
 class _Writer(Protocol):
@@ -152,29 +151,32 @@ class _Parquet:
             metadata={"num_learners": str(model.num_learners)},
         )
         self._writer = parquet.ParquetWriter(path, self._schema)
+        self._names: list[str] = []
+        self._rows: list[np.ndarray] = []
 
     def __enter__(self) -> "_Parquet":
         return self
 
     def add(self, names: list[str], rows: np.ndarray) -> None:
-        flat = pa.array(np.ascontiguousarray(rows, np.float32).ravel())
+        self._names += names
+        self._rows.append(rows)
+        if len(self._names) >= _ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        rows = np.ascontiguousarray(np.concatenate(self._rows), np.float32)
         columns = [
-            pa.array([shown(name) for name in names]),
-            pa.array([os.fsencode(name) for name in names]),
-            pa.FixedSizeListArray.from_arrays(flat, rows.shape[1]),
+            pa.array([printable(name) for name in self._names]),
+            pa.array([os.fsencode(name) for name in self._names]),
+            pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
         ]
         self._writer.write_table(pa.table(columns, schema=self._schema))
+        self._names, self._rows = [], []
 
-    def __exit__(self, *_) -> None:
-        self._writer.close()
+    def __exit__(self, failed: object, *_) -> None:
+        with self._writer:
+            if self._names and not failed:
+                self._write()
 
 
 _WRITERS: dict[str, type[_Writer]] = {".npz": _Npz, ".parquet": _Parquet}
-
-
-def _require_known(path: pathlib.Path) -> type[_Writer]:
-    if path.suffix not in _WRITERS:
-        known = " or ".join(_WRITERS)
-        raise UserError(f"--output={shown(path)} must end in {known}.")
-    require_a_place(path)
-    return _WRITERS[path.suffix]

@@ -21,12 +21,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from abe_jax.data.datasets.tree import SYSTEM_FOLDERS, Tree, locate, shown
+from abe_jax.data.datasets.tree import SYSTEM_FOLDERS, Tree, local, printable
 from abe_jax.data.decoding import MAX_BYTES, SUFFIXES
 from abe_jax.errors import UserError
 
 Path: TypeAlias = str | os.PathLike[str]
 
+_AHEAD = 256  # images that are decoded before they are asked for, at most
 _OPEN_ZIPS = 128  # at once: systems bound the number of open files
 
 
@@ -54,7 +55,7 @@ def find(path: Path) -> list[ImageFile]:
     Raises:
       UserError: nothing is there, it holds no images, or a folder cannot be read.
     """
-    path = locate(path, "images")
+    path = local(path, "images")
     if path.is_dir():
         found = _in_folder(path)
     elif path.suffix.lower() == ".zip" and path.is_file():
@@ -63,11 +64,12 @@ def find(path: Path) -> list[ImageFile]:
         found = [_loose(path, path.name)]
     else:
         raise UserError(
-            f"{shown(path)!r} does not exist; give an image, a folder or a zip file."
+            f"{printable(path)!r} does not exist; give an image, a folder or a zip "
+            "file."
         )
     if not found:
         raise UserError(
-            f"{shown(path)!r} holds no images; they end in {', '.join(SUFFIXES)}."
+            f"{printable(path)!r} holds no images; they end in {', '.join(SUFFIXES)}."
         )
     return sorted(found, key=lambda image: image.name)
 
@@ -99,13 +101,13 @@ class Reader:
             member = archive.infolist()[image.member]
             if member.file_size > MAX_BYTES:
                 raise UserError(
-                    f"{shown(image.name)} is larger than {MAX_BYTES} bytes."
+                    f"{printable(image.name)} is larger than {MAX_BYTES} bytes."
                 )
             return archive.read(member)
         except UserError:
             raise
         except Exception as error:  # a damaged zip file fails in many ways
-            raise UserError(f"cannot read {shown(image.name)}: {error}.") from error
+            raise UserError(f"cannot read {printable(image.name)}: {error}.") from error
 
     def _open(self, path: pathlib.Path) -> zipfile.ZipFile:
         with self._lock:
@@ -121,29 +123,31 @@ def decoded(
     files: Iterable[ImageFile],
     decode: Callable[[bytes, str], np.ndarray],
     *,
-    threads: int,
+    threads: int | None = None,
 ) -> Iterator[tuple[ImageFile, np.ndarray | UserError]]:
     """Reads and decodes images by threads, in order, a few ahead of whoever asks.
 
     Args:
-      files: as of `find`.
+      files: as returned by `find`.
       decode: content and name to pixels; what it raises as UserError is handed on.
-      threads: their number.
+      threads: their number; the processors that this process may use by default.
 
     Yields:
       each image with its pixels, or with the reason why there are none.
     """
+    threads = threads or len(os.sched_getaffinity(0))
     with Reader() as reader, ThreadPoolExecutor(threads) as pool:
 
         def one(file: ImageFile) -> tuple[ImageFile, np.ndarray | UserError]:
             try:
-                return file, decode(reader.read(file), shown(file.name))
+                return file, decode(reader.read(file), printable(file.name))
             except UserError as error:
                 return file, error
 
         rest = iter(files)
         ahead = collections.deque(
-            pool.submit(one, file) for file in itertools.islice(rest, 16 * threads)
+            pool.submit(one, file)
+            for file in itertools.islice(rest, min(16 * threads, _AHEAD))
         )
         try:
             while ahead:
@@ -168,7 +172,7 @@ def _in_folder(path: pathlib.Path) -> list[ImageFile]:
         elif name.lower().endswith(".zip"):
             try:
                 found += _in_zip(file, f"{name}/")
-            except UserError:  # reading it will tell, as of a broken image
+            except UserError:  # reading it will tell, like a broken image's
                 found.append(_loose(file, name))
     return found
 
@@ -186,7 +190,7 @@ def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # as above
-        raise UserError(f"{shown(path)!r} is no zip file ({error}).") from error
+        raise UserError(f"{printable(path)!r} is no zip file ({error}).") from error
     # Of two members of one name the later one counts, as for every unpacker.
     found = {
         member.filename: ImageFile(

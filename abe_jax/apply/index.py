@@ -16,7 +16,6 @@ import os
 import pathlib
 import tempfile
 import zipfile
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,8 +23,8 @@ import numpy as np
 from abe_jax import retrieval
 from abe_jax.apply import progress
 from abe_jax.apply.approximate import Graph
-from abe_jax.apply.images import ImageFile, Path, find, shown
-from abe_jax.data.datasets.tree import locate
+from abe_jax.apply.images import ImageFile, Path, find
+from abe_jax.data.datasets.tree import local, printable
 from abe_jax.errors import UserError
 from abe_jax.workdir import whole
 
@@ -57,7 +56,7 @@ class Match(NamedTuple):
     """An image that was found.
 
     Attributes:
-      path: its name below the folder that was searched, as of `apply.images`.
+      path: its name below the folder that was searched; see `apply.images`.
       score: cosine with the query in [-1, 1]; of all learners, their mean.
     """
 
@@ -73,7 +72,7 @@ class Index:
       files: its images that could be read, sorted by name.
       embeddings: float32 `[N, M, D/M]`, of unit length for each learner.
       changes: what the last refresh found.
-      identity: of the model that embedded them, as of `Trained.identity`.
+      identity: of the model that embedded them; see `Trained.identity`.
     """
 
     def __init__(
@@ -91,13 +90,13 @@ class Index:
         self.changes = changes
         self.identity = identity
         self._file = file
-        # On the devices as long as the index lives, once for each learner asked.
-        self._gallery = cache(lambda learner: retrieval.Gallery(self._rows(learner)))
-        self.graph = cache(self._graph)
+        # By learner, once each is asked; galleries lie on the devices.
+        self._galleries: dict[int | None, retrieval.Gallery] = {}
+        self._graphs: dict[int | None, Graph] = {}
 
     @property
     def paths(self) -> list[str]:
-        """Name of each image below the folder, as of `apply.images`."""
+        """Name of each image below the folder; see `apply.images`."""
         return [file.name for file in self.files]
 
     def __len__(self) -> int:
@@ -114,7 +113,7 @@ class Index:
         """The nearest images of each query.
 
         Args:
-          queries: `[Q, M, D/M]`, as of `Trained.embed`.
+          queries: `[Q, M, D/M]`, as returned by `Trained.embed`.
           k: how many; all where the index holds fewer.
           learner: the one that compares; None for all together.
           approximate: through `graph`, which may find fewer, instead of exactly.
@@ -135,22 +134,37 @@ class Index:
             for found in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
+    def graph(self, learner: int | None = None) -> Graph:
+        """What searches approximately; its file lies beside that of the index.
+
+        Args:
+          learner: the one that compares; None for all together.
+
+        Raises:
+          UserError: usearch is not installed, or the file is damaged or cannot be
+            written.
+        """
+        if learner not in self._graphs:
+            whose = "all" if learner is None else f"learner{learner}"
+            stem = self._file.with_name(f"{self._file.stem}-{whose}")
+            self._graphs[learner] = Graph(self._rows(learner), stem)
+        return self._graphs[learner]
+
     def _rows(self, learner: int | None) -> np.ndarray:
         rows = self.embeddings if learner is None else self.embeddings[:, learner]
         return rows.reshape(len(rows), -1)
 
-    def _graph(self, learner: int | None) -> Graph:
-        """For approximate search; its file lies beside that of the index."""
-        whose = "all" if learner is None else f"learner{learner}"
-        stem = self._file.with_name(f"{self._file.stem}-{whose}")
-        return Graph(self._rows(learner), stem)
+    def _gallery(self, learner: int | None) -> retrieval.Gallery:
+        if learner not in self._galleries:
+            self._galleries[learner] = retrieval.Gallery(self._rows(learner))
+        return self._galleries[learner]
 
 
 def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     """Embeds what is new in a folder or has changed, forgets what is gone.
 
     Args:
-      model: as of `abe_jax.load`.
+      model: as returned by `abe_jax.load`.
       folder: folder, zip file or image.
       file: of the index; by default one in the workdir, by the folder's path.
 
@@ -160,11 +174,11 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     Raises:
       UserError: no images, or the file is no index or cannot be written.
     """
-    place = pathlib.Path(os.path.abspath(locate(folder, "images")))
+    place = pathlib.Path(os.path.abspath(local(folder, "images")))
     path = (
         _default_file(model.workdir, place)
         if file is None
-        else locate(file, "file").absolute()
+        else local(file, "file").absolute()
     )
     files = {image.name: image for image in find(folder)}
     known, stored = _read(path, model.identity)
@@ -189,7 +203,7 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     if not fresh:
         _require_writable(path)
     try:
-        for done, embeddings in model.embed_files(progress.shown(todo), refuse):
+        for done, embeddings in model.embed_files(progress.bar(todo), refuse):
             rows |= {image.name: number + i for i, image in enumerate(done)}
             number += len(done)
             parts.append(embeddings)
@@ -210,7 +224,7 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
                 model=np.array(model.identity),
             )
     if not readable:
-        raise UserError(f"no image of {shown(folder)!r} could be read.")
+        raise UserError(f"no image of {printable(folder)!r} could be read.")
     changes = Changes(
         embedded=len(readable) - kept,
         kept=kept,
@@ -253,7 +267,7 @@ def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
         zipfile.BadZipFile,
     ) as error:
         raise UserError(
-            f"{shown(path)} is no index ({error}); delete it, and it is made anew."
+            f"{printable(path)} is no index ({error}); delete it, and it is made anew."
         ) from error
 
 

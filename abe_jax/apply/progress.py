@@ -5,10 +5,11 @@ from collections.abc import Iterable
 
 import tqdm
 
+from abe_jax import command_line
 from abe_jax.apply.images import ImageFile
 
 
-def shown(files: list[ImageFile]) -> Iterable[ImageFile]:
+def bar(files: list[ImageFile]) -> Iterable[ImageFile]:
     """The files, with their number, rate and time left on standard error."""
     watched = sys.stderr.isatty()
     return tqdm.tqdm(
@@ -17,6 +18,7 @@ def shown(files: list[ImageFile]) -> Iterable[ImageFile]:
         dynamic_ncols=True,
         mininterval=0.1 if watched else 20,  # seconds; few lines in a log
         delay=1,
+        disable=command_line.is_quiet(),
         leave=watched,
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from abe_jax.apply import progress
-from abe_jax.apply.images import ImageFile, Reader, find, shown
+from abe_jax.apply.images import ImageFile, Reader, find
 from abe_jax.apply.index import Index, Match
 from abe_jax.apply.trained import Trained
 from abe_jax.data import decoding
+from abe_jax.data.datasets.tree import printable
 from abe_jax.errors import UserError
 from abe_jax.report import page
 from abe_jax.workdir import claim, locate
@@ -51,7 +52,7 @@ def search_images(
     queries = find(query)
     claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
-    model.require_asked(top_k, learner)
+    model.check_search(top_k, learner)
     index = model.index(images)
     changes = index.changes
     progress.list_refused(changes.unreadable)
@@ -65,18 +66,18 @@ def search_images(
     results = index.matches(asked, top_k, learner, approximate=approximate)
     path = locate(workdir) / SEARCH_FILE
     compared_by = "all learners" if learner is None else f"learner {learner}"
-    title = f"What {shown(query)} finds"
+    title = f"What {printable(query)} finds"
     write_page(path, title, queries, index, results, compared_by)
     print(
-        f"{len(index):,} images of {shown(images)}: {changes.embedded:,} embedded, "
+        f"{len(index):,} images of {printable(images)}: {changes.embedded:,} embedded, "
         f"{changes.kept:,} as before, {changes.dropped:,} gone"
     )
     if approximate and (recall := index.graph(learner).recall) is not None:
         print(f"usearch finds {recall:.1%} of the 10 exactly nearest images")
     for file, matches in zip(queries, results, strict=True):
-        print(f"\n{shown(file.name)}")
+        print(f"\n{printable(file.name)}")
         for rank, match in enumerate(matches, start=1):
-            print(f"{rank:>4}  {match.score:>7.4f}  {shown(match.path)}")
+            print(f"{rank:>4}  {match.score:>7.4f}  {printable(match.path)}")
     print(f"\n{path}")
 
 
@@ -117,7 +118,7 @@ def write_page(
             for file, matches in zip(queries, results, strict=True):
                 if pictures.full:
                     return
-                name = shown(file.name)
+                name = printable(file.name)
                 yield page.Query(
                     heading=name,
                     asked=page.Shot(url(file), f"query: {name}", "query", name),
@@ -125,9 +126,9 @@ def write_page(
                         page.Shot(
                             url(files[match.path]),
                             f"match {rank}, cosine {match.score:.3f}: "
-                            f"{shown(match.path)}",
-                            f"{match.score:.3f} {shown(match.path)}",
-                            shown(match.path),
+                            f"{printable(match.path)}",
+                            f"{match.score:.3f} {printable(match.path)}",
+                            printable(match.path),
                         )
                         for rank, match in enumerate(matches, start=1)
                     ],
@@ -137,7 +138,7 @@ def write_page(
         path,
         "search.html",
         title=title,
-        folder=shown(index.folder),
+        folder=printable(index.folder),
         size=len(index),
         number=len(queries),
         compared_by=compared_by,

@@ -1,6 +1,7 @@
 """A trained model, opened from the folder of its run."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,10 @@ from abe_jax.data import decoding
 from abe_jax.errors import UserError
 from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate, weights
 
-Images: TypeAlias = np.ndarray | Path | Sequence[np.ndarray] | Sequence[Path]
+Array: TypeAlias = np.ndarray | jax.Array
+Images: TypeAlias = Array | Path | Sequence[Array] | Sequence[Path]
+
+_ACCEPTED = "it must be uint8 [H, W, 3], RGB, or all of them paths"
 
 
 class Trained:
@@ -51,8 +55,6 @@ class Trained:
         self.config: Any = stored.copy_and_resolve_references()
         fields.require_in_range(self.config)
         decoding.require_known_square(self.config.data.square)
-        with self.config.unlocked():
-            self.config.model.pretrained = None  # the checkpoint has the weights
         self._mesh = parallel.make_mesh(jax.local_devices())
         self.model, state = weights.restore_trained(
             self.workdir, self.config, self._mesh, step
@@ -111,14 +113,14 @@ class Trained:
         """The learners' attention masks of images.
 
         Args:
-          images: as of `embed`.
+          images: see `embed`.
 
         Returns:
           float32 `[N, M, h, w, C]` in (0, 1): for each learner its mask over the maps
           of the trunk's spatial part.
 
         Raises:
-          UserError: the model has no attention; or as of `embed`.
+          UserError: the model has no attention; or see `embed`.
         """
         if not hasattr(self.model, "attention"):
             raise UserError(
@@ -158,9 +160,9 @@ class Trained:
         A query that lies in the gallery finds itself.
 
         Args:
-          queries: as of `embed`.
-          gallery: as of `index`, which keeps it on the device for further searches;
-            or the folder.
+          queries: see `embed`.
+          gallery: as returned by `index`, which keeps it on the device for further
+            searches; or the folder.
           top_k: how many; all where the gallery holds fewer.
           learner: the one that compares, from 0; None for all together.
           approximate: by usearch, for millions of images, which may find fewer;
@@ -170,10 +172,10 @@ class Trained:
           for each query its matches, the best first.
 
         Raises:
-          UserError: as of `embed`, `index` and `require_asked`; or the index was made
+          UserError: see `embed`, `index` and `check_search`; or the index was made
             by other weights.
         """
-        self.require_asked(top_k, learner)
+        self.check_search(top_k, learner)
         index = (
             self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
         )
@@ -186,7 +188,7 @@ class Trained:
             self.embed(queries), top_k, learner, approximate=approximate
         )
 
-    def require_asked(self, top_k: int, learner: int | None) -> None:
+    def check_search(self, top_k: int, learner: int | None) -> None:
         """Checks what is asked of `search`.
 
         Raises:
@@ -194,11 +196,11 @@ class Trained:
         """
         if learner is not None and not 0 <= learner < self.num_learners:
             raise UserError(
-                f"--learner={learner}: the model has learners 0 to "
+                f"learner is {learner}; the model has learners 0 to "
                 f"{self.num_learners - 1}."
             )
         if top_k < 1:
-            raise UserError(f"--top_k={top_k} must be a whole number from 1.")
+            raise UserError(f"top_k is {top_k}; it must be at least 1.")
 
     def decode(self, content: bytes, name: str) -> np.ndarray:
         """An image file as the model takes it: uint8 `[size, size, 3]`.
@@ -221,7 +223,7 @@ class Trained:
         """Embeds image files in bounded memory.
 
         Args:
-          files: as of `images.find`.
+          files: as returned by `images.find`.
           refused: told of each file that cannot be read; may raise to stop.
 
         Yields:
@@ -230,8 +232,7 @@ class Trained:
         good: list[ImageFile] = []
 
         def pixels() -> Iterator[np.ndarray]:
-            threads = os.cpu_count() or 1
-            for file, result in decoded(files, self.decode, threads=threads):
+            for file, result in decoded(files, self.decode):
                 if isinstance(result, UserError):
                     refused(file, result)
                 else:
@@ -283,24 +284,30 @@ class Trained:
         return min(size for size in sizes if size >= count)
 
     def _pixels(self, given: Images) -> Iterator[np.ndarray]:
-        items = [given] if isinstance(given, str | os.PathLike) else given
-        if isinstance(items, np.ndarray) and items.ndim == 3:
-            items = items[None]
-        if not len(items):
+        if isinstance(given, str | os.PathLike):
+            given = [given]
+        elif isinstance(given, np.ndarray | jax.Array):
+            given = np.asarray(given)
+            given = given[None] if given.ndim == 3 else given
+        elif not isinstance(given, Sequence):
+            raise ValueError(f"images are {type(given).__name__}; {_ACCEPTED}.")
+        if not len(given):
             raise ValueError("there are no images to embed.")
-        size, square = self.config.data.load_size, self.config.data.square
-        for item in items:
-            if isinstance(item, np.ndarray):
-                if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-                    raise ValueError(
-                        f"an image is {item.dtype} {list(item.shape)}; it must be "
-                        "uint8 [H, W, 3], RGB."
-                    )
-                yield decoding.to_square(Image.fromarray(item), size, square)
-                continue
-            threads = os.cpu_count() or 1
-            found = find(item)
-            for _, result in decoded(found, self.decode, threads=threads):
+        paths = [item for item in given if isinstance(item, str | os.PathLike)]
+        if len(paths) == len(given):
+            files = itertools.chain.from_iterable(map(find, paths))
+            for _, result in decoded(files, self.decode):
                 if isinstance(result, UserError):
                     raise result
                 yield result
+            return
+        size, square = self.config.data.load_size, self.config.data.square
+        for item in given:
+            if not isinstance(item, np.ndarray | jax.Array):
+                raise ValueError(f"an image is a {type(item).__name__}; {_ACCEPTED}.")
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+                raise ValueError(
+                    f"an image is {item.dtype} {list(item.shape)}; {_ACCEPTED}."
+                )
+            image = Image.fromarray(np.asarray(item))
+            yield decoding.to_square(image, size, square)

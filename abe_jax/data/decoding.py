@@ -117,13 +117,13 @@ def decode_stored(
       data: contents of the file.
       size: side of the result, pixels.
       name: what an error message calls the image.
-      square: as of `decode`.
+      square: see `decode`.
 
     Returns:
       uint8 `[size, size, 3]`, perhaps a view of the whole image.
 
     Raises:
-      UserError: as of `decode`.
+      UserError: see `decode`.
     """
     try:
         image = simplejpeg.decode_jpeg(data)

@@ -2,8 +2,8 @@
 
 One element of a Grain data set is a whole batch: the sampler says which images it
 holds, threads or worker processes decode them. Every process reads only its own part
-of the global batch. Nothing here imports jax: workers must not touch a device. Who may
-not take the last batch closes what gives them: workers end with it.
+of the global batch. Nothing here imports jax: workers must not touch a device. A caller
+that may stop early must close the generator, which also ends its workers.
 """
 
 import atexit
@@ -52,6 +52,17 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> np.ndarray:
         """An image, uint8 `[H, W, 3]` RGB, of one size for all."""
         ...
+
+
+class SplitSource(ImageSource, Protocol):
+    """All images of a data set.
+
+    Attributes:
+      roles: `[N]`, the part of each: "train", "test", "query" or "gallery".
+    """
+
+    @property
+    def roles(self) -> Sequence[str] | np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +121,11 @@ class Reading:
         """This process's rows of a global batch.
 
         Raises:
-          UserError: the batch does not divide by the number of processes.
+          UserError: the batch is not divisible by the number of processes.
         """
         if len(rows) % self.process_count:
             raise UserError(
-                f"a global batch of {len(rows)} images does not divide by "
+                f"a global batch of {len(rows)} images is not divisible by "
                 f"{self.process_count} processes."
             )
         return np.split(rows, self.process_count)[self.process_index]

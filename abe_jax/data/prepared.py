@@ -58,7 +58,7 @@ class PreparedRecords:
         Args:
           folder: with one prepared data set: `DIR/cub200/1.0.0`.
           size: side of the squares that indexing returns, pixels.
-          square: "centre", "squeeze" or "pad", as of `decoding.decode`.
+          square: "centre", "squeeze" or "pad"; see `decoding.decode`.
           box_crop: whether only the bounding box of the object is taken.
 
         Raises:

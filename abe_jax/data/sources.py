@@ -5,15 +5,15 @@ import pathlib
 
 from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
-from abe_jax.data.datasets.tree import locate
-from abe_jax.data.pipeline import ImageSource
+from abe_jax.data.datasets.tree import local
+from abe_jax.data.pipeline import SplitSource
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError, require_known
 
 _log = logging.getLogger(__name__)
 
 
-def open_source(config) -> ImageSource:
+def open_source(config) -> SplitSource:
     """Opens the data that `config.data` describes; prepared where it is.
 
     Args:
@@ -29,7 +29,7 @@ def open_source(config) -> ImageSource:
         )
     require_known("data.name", config.name, DATASETS)
     dataset = DATASETS[config.name]
-    path = locate(config.path, "data.path") if config.path else None
+    path = local(config.path, "data.path") if config.path else None
     folder = prepared.find(path, config.name) if dataset.read and path else None
     if folder is not None:
         return _open_prepared(config, folder)

@@ -130,20 +130,15 @@ def create(config) -> Splits:
       UserError: the data is not there, or the fields do not fit it.
     """
     source = sources.open_source(config)
-    roles = np.array(getattr(source, "roles", ()))
-    classes = np.arange(len(source.class_names))
-    in_gallery = roles == "gallery" if len(roles) else np.zeros(len(source), bool)
-    if len(roles):
-        in_train = roles == "train"
-        train_classes = np.unique(source.labels[in_train])
-    else:
-        train_classes = classes[: len(classes) // 2]
-        in_train = np.isin(source.labels, train_classes)
-    train, evaluation, name = in_train, ~in_train & ~in_gallery, "test"
+    roles = np.asarray(source.roles)
+    train, in_gallery = roles == "train", roles == "gallery"
+    evaluation, name = ~train & ~in_gallery, "test"
     if config.validation_fraction:
-        held_out = _held_out(train_classes, config.validation_fraction)
-        evaluation = in_train & np.isin(source.labels, held_out)
-        train, name = in_train & ~evaluation, "validation"
+        held_out = _held_out(
+            np.unique(source.labels[train]), config.validation_fraction
+        )
+        evaluation, name = train & np.isin(source.labels, held_out), "validation"
+        train = train & ~evaluation
         in_gallery = np.zeros(len(source), bool)
     for part, chosen in (("train", train), (name, evaluation)):
         if not chosen.any():

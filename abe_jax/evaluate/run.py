@@ -56,7 +56,7 @@ class Evaluator:
         Args:
           config: whole config.
           model: gives structure and preprocessing.
-          splits: as of `data.create`; its `evaluation` part is measured.
+          splits: as returned by `data.create`; its `evaluation` part is measured.
           mesh: the devices.
         """
         self._config = config
@@ -88,7 +88,7 @@ class Evaluator:
           check: called before every batch; may raise to stop.
 
         Raises:
-          UserError: as of `measure`.
+          UserError: see `measure`.
         """
         queries, gallery = self._splits.evaluation, self._splits.gallery
         embeddings = self.embed(state, queries, check)

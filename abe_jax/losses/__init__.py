@@ -96,7 +96,7 @@ def total(
     Args:
       embeddings: `[B, M, d]`, of unit length for each learner.
       labels: `[B]`, integer, 0 to the number of training classes - 1.
-      own: the loss's own parameters, as of `initial_parameters`.
+      own: the loss's own parameters, as returned by `initial_parameters`.
       config: the `loss` section of a config (see `configs/default.py`).
       axis_name: mapped axis whose devices hold the rest of the global batch.
 

@@ -13,7 +13,7 @@ from abe_jax.precision import at_least_float32
 
 
 def initial_proxies(key: jax.Array, sizes: Sizes) -> Tree:
-    """Random proxies, `{"proxies": [M, num_classes, d]}`, as of Kaiming's fan-out."""
+    """Random proxies, `{"proxies": [M, num_classes, d]}`, of Kaiming's variance."""
     shape = (sizes.num_learners, sizes.num_classes, sizes.dim)
     scale = (2.0 / sizes.num_classes) ** 0.5
     return {"proxies": scale * jax.random.normal(key, shape)}

@@ -87,7 +87,7 @@ def check(config) -> None:
     dim = config.embedding_dim
     if learners < 1 or dim < 1 or dim % learners:
         raise UserError(
-            f"model.embedding_dim = {dim} does not divide by model.num_learners = "
+            f"model.embedding_dim = {dim} is not divisible by model.num_learners = "
             f"{learners}; each learner gets embedding_dim / num_learners dimensions."
         )
     if config.width <= 0:

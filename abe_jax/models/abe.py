@@ -16,7 +16,7 @@ from abe_jax.models import initializers
 from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
 from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
-from abe_jax.models.trunk import Between, Trunk, maps_of, masked
+from abe_jax.models.trunk import SpatialFeatures, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
@@ -50,9 +50,9 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, between: Between) -> jax.Array:
+    def __call__(self, features: SpatialFeatures) -> jax.Array:
         """S's output, maps `[B, h, w, C]`, to masks `[M, B, h, w, C]` in (0, 1)."""
-        common = maps_of(self.common(between))
+        common = maps_of(self.common(features))
         assert self.last.bias is not None  # for type checkers
         common, kernel, bias = self.last.promote_dtype(
             (common, self.last.kernel[...], self.last.bias[...]), dtype=self.last.dtype
@@ -110,11 +110,11 @@ class ABE(Embedder):
         """
         return jnp.moveaxis(self.attention_branch(self.spatial(images)), 0, 1)
 
-    def behind(self, between: Between) -> jax.Array:
-        """S's output to embeddings, as of `__call__`."""
+    def from_spatial(self, features: SpatialFeatures) -> jax.Array:
+        """S's output to embeddings; see `__call__`."""
         with jax.named_scope("attention"):
-            masks = self.attention_branch(between)
-            seen = masked(between, masks)
+            masks = self.attention_branch(features)
+            seen = masked(features, masks)
         with jax.named_scope("learners"):
             embeddings = at_least_float32(self.head(self.global_features(seen)))
         by_learner = embeddings.reshape(*masks.shape[:2], -1)

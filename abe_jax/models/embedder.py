@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from abe_jax.models import initializers
-from abe_jax.models.trunk import Between, Trunk
+from abe_jax.models.trunk import SpatialFeatures, Trunk
 
 
 class Embedder(nnx.Module):
@@ -41,11 +41,11 @@ class Embedder(nnx.Module):
         Returns:
           `[B, M, D/M]` float32, of unit length for each learner.
         """
-        return self.behind(self.spatial(images))
+        return self.from_spatial(self.spatial(images))
 
     @abc.abstractmethod
-    def behind(self, between: Between) -> jax.Array:
-        """S's output to embeddings, as of `__call__`."""
+    def from_spatial(self, features: SpatialFeatures) -> jax.Array:
+        """S's output to embeddings; see `__call__`."""
 
 
 def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
-from abe_jax.models.trunk import Between, Trunk
+from abe_jax.models.trunk import SpatialFeatures, Trunk
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
@@ -22,9 +22,9 @@ class Head(nnx.Module):
         self.global_features = trunk.section(stages, rngs=rngs)
         self.head = embedding_layer(trunk.channels(stages[-1]), dim, rngs)
 
-    def __call__(self, between: Between) -> jax.Array:
+    def __call__(self, features: SpatialFeatures) -> jax.Array:
         """S's output to `[B, D/M]`."""
-        return self.head(self.global_features(between))
+        return self.head(self.global_features(features))
 
 
 class MHeads(Embedder):
@@ -58,10 +58,10 @@ class MHeads(Embedder):
 
         self.heads = make_head(rngs)
 
-    def behind(self, between: Between) -> jax.Array:
-        """S's output to embeddings, as of `__call__`."""
+    def from_spatial(self, features: SpatialFeatures) -> jax.Array:
+        """S's output to embeddings; see `__call__`."""
         run = nnx.vmap(lambda head, x: head(x), in_axes=(0, None), out_axes=1)
-        return unit_length(at_least_float32(run(self.heads, between)))
+        return unit_length(at_least_float32(run(self.heads, features)))
 
 
 class OneHead(Embedder):
@@ -84,7 +84,7 @@ class OneHead(Embedder):
             trunk.channels(stages_of_g[-1]), embedding_dim, rngs
         )
 
-    def behind(self, between: Between) -> jax.Array:
-        """S's output to embeddings, as of `__call__`."""
-        embeddings = self.head(self.global_features(between))
+    def from_spatial(self, features: SpatialFeatures) -> jax.Array:
+        """S's output to embeddings; see `__call__`."""
+        embeddings = self.head(self.global_features(features))
         return unit_length(at_least_float32(embeddings))[:, None]

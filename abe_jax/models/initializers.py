@@ -63,12 +63,7 @@ def small_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
       shape: `[..., in, out]`.
       dtype: floating point.
     """
-    limit = math.sqrt(1.0 / math.prod(shape[:-1]))
-
-    def draw(rng: np.random.Generator) -> np.ndarray:
-        return np.float32(limit) * (2.0 * rng.random(shape, np.float32) - 1.0)
-
-    return _on_host(draw, key, shape, dtype)
+    return _uniform(math.sqrt(1.0 / math.prod(shape[:-1])), key, shape, dtype)
 
 
 def glorot_uniform(
@@ -85,7 +80,12 @@ def glorot_uniform(
     """
     window = math.prod(shape[:-2])
     limit = math.sqrt(6.0 / (window * (shape[-2] + shape[-1] // layers)))
+    return _uniform(limit, key, shape, dtype)
 
+
+def _uniform(
+    limit: float, key: jax.Array, shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
     def draw(rng: np.random.Generator) -> np.ndarray:
         return np.float32(limit) * (2.0 * rng.random(shape, np.float32) - 1.0)
 

@@ -36,33 +36,33 @@ class Tokens(NamedTuple):
 
 
 # Maps `[B, h, w, C]`, alone or beside other tokens.
-Between: TypeAlias = jax.Array | Tokens
+SpatialFeatures: TypeAlias = jax.Array | Tokens
 
 
-def maps_of(between: Between) -> jax.Array:
+def maps_of(features: SpatialFeatures) -> jax.Array:
     """What has a place in the image, `[B, h, w, C]`."""
-    return between.maps if isinstance(between, Tokens) else between
+    return features.maps if isinstance(features, Tokens) else features
 
 
-def masked(between: Between, masks: jax.Array) -> Between:
+def masked(features: SpatialFeatures, masks: jax.Array) -> SpatialFeatures:
     """What each learner sees of S's output: the maps times its mask.
 
     Tokens without a place in the image are the same for all learners (ours).
 
     Args:
-      between: maps `[B, h, w, C]`, alone or beside other tokens.
+      features: maps `[B, h, w, C]`, alone or beside other tokens.
       masks: `[M, B, h, w, C]`.
 
     Returns:
       the same for a batch of M * B, the images of a learner side by side.
     """
-    maps = maps_of(between)
+    maps = maps_of(features)
     seen = (maps[None] * masks).reshape(-1, *maps.shape[1:])
-    if not isinstance(between, Tokens):
+    if not isinstance(features, Tokens):
         return seen
-    batch, count, channels = between.others.shape
+    batch, count, channels = features.others.shape
     spread = (masks.shape[0], batch, count, channels)
-    others = jnp.broadcast_to(between.others[None], spread)
+    others = jnp.broadcast_to(features.others[None], spread)
     return Tokens(seen, others.reshape(-1, count, channels))
 
 
@@ -74,7 +74,7 @@ class Preprocessing:
       mean: per channel, in units of 0 to 255, in the trunk's channel order.
       scale: the divisor, in units of 0 to 255: one, or one per channel.
       reverse_channels: True where the trunk reads BGR.
-      multiple_of: the sides of images are multiples of it, as of a patch's.
+      multiple_of: the sides of images are multiples of it, such as the side of a patch.
     """
 
     mean: tuple[float, float, float]
@@ -103,8 +103,8 @@ class Preprocessing:
             below = side // self.multiple_of * self.multiple_of
             near = [str(n) for n in (below, below + self.multiple_of) if n]
             raise UserError(
-                f"images of {' x '.join(map(str, sides))} pixels do not divide into "
-                f"patches of {self.multiple_of}, as model.trunk takes them; set "
+                f"images have {' x '.join(map(str, sides))} pixels; model.trunk needs "
+                f"sides that are multiples of its patches' {self.multiple_of}: set "
                 f"--config.data.image_size to {' or '.join(near)}."
             )
 
@@ -173,7 +173,7 @@ class Trunk(abc.ABC):
 
     @abc.abstractmethod
     def section(self, stages: tuple[str, ...], *, rngs: nnx.Rngs) -> nnx.Module:
-        """Some stages in a row, with random weights: images or `Between` to `Between`.
+        """Some stages in a row, with random weights, on images or `SpatialFeatures`.
 
         The last stage of the trunk puts out features, `[B, channels]`.
 

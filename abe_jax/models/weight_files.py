@@ -41,7 +41,7 @@ def read(path: str) -> dict[str, Tensor]:
 
     Args:
       path: file that ends in `.onnx` (its initialisers), `.safetensors`, `.pth` or
-        `.pt` (a state dict); or such a file on the hub, as of `hub.fetch`.
+        `.pt` (a state dict); or such a file on the hub; see `hub.fetch`.
 
     Raises:
       UserError: the file is not there, too large, broken or not plain weights; or the

@@ -62,7 +62,7 @@ def is_new_layer(path: Path) -> bool:
     """Whether a parameter belongs to a layer that no published network has.
 
     Args:
-      path: as of `layer_of`, e.g. `("attention_branch", "last", "kernel")`.
+      path: see `layer_of`; e.g. `("attention_branch", "last", "kernel")`.
     """
     return layer_of(path) is None
 
@@ -71,7 +71,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
     """Reads a published network.
 
     Args:
-      path: as of `weight_files.read`.
+      path: see `weight_files.read`.
 
     Returns:
       the trunk whose weights the file holds, of width 1, and a value for every variable

@@ -12,7 +12,7 @@ import numpy as np
 
 import abe_jax
 from abe_jax import data, losses, processes
-from abe_jax.data.datasets.tree import shown
+from abe_jax.data.datasets.tree import printable
 from abe_jax.evaluate import (
     METRICS,
     Evaluation,
@@ -116,12 +116,14 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
         queries=list(_gallery(evaluation, found, hardest, pictures)),
         attention=masks,
         confusions=[
-            (shown(query), shown(other), number, size)
+            (printable(query), printable(other), number, size)
             for query, other, number, size in findings.confusions(evaluation, found, 15)
         ],
         map={
             "svg": markupsafe.Markup(
-                plots.scatter(plane.points, plane.labels, list(map(shown, plane.names)))
+                plots.scatter(
+                    plane.points, plane.labels, list(map(printable, plane.names))
+                )
             ),
             "alt": "Embeddings in the plane, coloured by class",
             "caption": f"{len(plane.points):,} images by their two principal components"
@@ -173,11 +175,14 @@ def _table(content: dict, lines: list[dict]) -> dict[str, Any]:
         {"name": "ensemble", "cells": cells(content), "main": True},
     ]
     if untrained:
-        shown = ["" if value is None else f"{value:.3f}" for value in before]
-        rows.append({"name": "ensemble, untrained", "cells": shown, "main": False})
+        figures = ["" if value is None else f"{value:.3f}" for value in before]
+        rows.append({"name": "ensemble, untrained", "cells": figures, "main": False})
     note = "The paper has no figures of this data set."
     if published := _PAPER.get(content["protocol"]["data"]):
-        of = [f"{published[k]:.3f}" if k in published else "" for _, k in names]
+        of = [
+            f"{published[k]:.3f}" if base == "recall" and k in published else ""
+            for base, k in names
+        ]
         rows.append({"name": "ABE-8^512 in the paper", "cells": of, "main": False})
         note = (
             "The paper: GoogLeNet, D = 512, test classes; compare the protocol below."
@@ -230,10 +235,10 @@ def _histogram(evaluation: Evaluation) -> dict[str, Any]:
 def _gallery_note(failures: int, content: dict) -> str:
     if not failures:
         return "No query fails; here are some, evenly spread."
-    shown = min(failures, _NUM_HARDEST)
+    number = min(failures, _NUM_HARDEST)
     return (
         f"Of {content['num_queries']:,} queries {failures:,} find an image of another "
-        f"class first. Here are the {shown} hardest failures, where a wrong image is "
+        f"class first. Here are the {number} hardest failures, where a wrong image is "
         "nearer than the best right one by most; then others, evenly spread."
     )
 
@@ -251,7 +256,7 @@ def _gallery(
     def named(subset: data.Subset, position: int) -> tuple[str, str]:
         name = subset.source.names[int(subset.indices[position])]
         label = subset.source.class_names[subset.labels[position]]
-        return shown(name), shown(label)
+        return printable(name), printable(label)
 
     def shot(query: int, rank: int) -> page.Shot:
         row, score = int(found.rows[query, rank]), float(found.scores[query, rank])

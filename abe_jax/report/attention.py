@@ -8,7 +8,7 @@ import numpy as np
 from abe_jax import data
 from abe_jax.data.datasets.bird_drawing import PART_NAMES
 from abe_jax.data.datasets.birds import Birds
-from abe_jax.data.datasets.tree import shown
+from abe_jax.data.datasets.tree import printable
 from abe_jax.data.memory import InMemory
 from abe_jax.report import page
 
@@ -129,7 +129,7 @@ def _row(
         image=pictures.url(
             _middle(images[position].transpose(2, 0, 1), size).transpose(1, 2, 0)
         ),
-        name=shown(name),
+        name=printable(name),
         masks=[
             (
                 pictures.url((255 * picture).astype(np.uint8), exact=True),

@@ -65,7 +65,7 @@ class Pictures:
 
         Args:
           pixels: uint8 `[H, W, 3]` or `[H, W]`.
-          exact: keep every pixel, as of a mask.
+          exact: keep every pixel, as for a mask.
         """
         image = Image.fromarray(pixels)
         image.thumbnail((_SIDE, _SIDE))

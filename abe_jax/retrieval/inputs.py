@@ -45,7 +45,7 @@ def check_lengths(left: Rows, longest: float) -> None:
         )
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as error messages show it: one line, not a long one."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
@@ -59,7 +59,7 @@ def whole(value: Any, name: str) -> int:
         number = 0
     if number < 1:
         raise ValueError(
-            f"{name} is {shown(value)}; it must be a whole number from 1 on."
+            f"{name} is {short_repr(value)}; it must be a whole number from 1 on."
         )
     return number
 
@@ -68,7 +68,7 @@ def ks_of(values: Any) -> tuple[int, ...]:
     """The K of Recall@K, each once, from any iterable; else a ValueError."""
     if isinstance(values, str | bytes) or not np.iterable(values):
         raise ValueError(
-            f"ks is {shown(values)}; it must hold numbers, as (1, 2, 4, 8) does."
+            f"ks is {short_repr(values)}; it must hold numbers, as (1, 2, 4, 8) does."
         )
     ks = tuple(dict.fromkeys(whole(k, "each of ks") for k in values))
     if not ks:
@@ -86,7 +86,7 @@ def query_range_of(values: Any | None, number: int) -> tuple[int, int]:
         start, stop = -1, -1
     if not 0 <= start <= stop <= number:
         raise ValueError(
-            f"query_range is {shown(values)}; it must be two whole numbers within (0, "
-            f"{number}), the first query and the one after the last."
+            f"query_range is {short_repr(values)}; it must be two whole numbers within "
+            f"(0, {number}), the first query and the one after the last."
         )
     return start, stop

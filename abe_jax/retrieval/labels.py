@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from abe_jax.retrieval.inputs import shown
+from abe_jax.retrieval.inputs import short_repr
 
 _KINDS = {
     "b": "integers",
@@ -41,7 +41,7 @@ def labels_of(values: Any, name: str, number: int) -> np.ndarray:
             return array
         first = type(array[0])
         wrong = next((i for i, x in enumerate(array) if not isinstance(x, first)), 0)
-        what = f"{name}[{wrong}] is {shown(array[wrong])}"
+        what = f"{name}[{wrong}] is {short_repr(array[wrong])}"
     else:
         what = f"{name} is of type {array.dtype}"
     if array.dtype.kind not in _KINDS:

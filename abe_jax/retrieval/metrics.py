@@ -127,7 +127,7 @@ def recall_at_k(
         partial(make_plan, devices, block_memory_mb, precision, progress),
         all_positives=False,
     )
-    return _without_copies(result, gallery_embeddings).recall
+    return _warn_of_copies(result, gallery_embeddings).recall
 
 
 def map_at_r(embeddings: Any, labels: Any, **options: Any) -> float:
@@ -143,7 +143,7 @@ def map_at_r(embeddings: Any, labels: Any, **options: Any) -> float:
       UserWarning: every query finds a copy of itself in the gallery.
     """
     result = evaluate_retrieval(embeddings, labels, (1,), **options)
-    return _without_copies(result, options.get("gallery_embeddings")).map_at_r
+    return _warn_of_copies(result, options.get("gallery_embeddings")).map_at_r
 
 
 def r_precision(embeddings: Any, labels: Any, **options: Any) -> float:
@@ -158,10 +158,10 @@ def r_precision(embeddings: Any, labels: Any, **options: Any) -> float:
       UserWarning: every query finds a copy of itself in the gallery.
     """
     result = evaluate_retrieval(embeddings, labels, (1,), **options)
-    return _without_copies(result, options.get("gallery_embeddings")).r_precision
+    return _warn_of_copies(result, options.get("gallery_embeddings")).r_precision
 
 
-def _without_copies(result: RetrievalResult, gallery: Any | None) -> RetrievalResult:
+def _warn_of_copies(result: RetrievalResult, gallery: Any | None) -> RetrievalResult:
     """The result; warns where it says nothing, for callers who give on one number."""
     if gallery is not None and 0 < result.num_queries == result.num_copies:
         warnings.warn(

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from abe_jax.retrieval.inputs import shown
+from abe_jax.retrieval.inputs import short_repr
 
 AXIS = "blocks"
 REPLICATED = P()
@@ -83,7 +83,7 @@ def make_plan(
         chosen = ()
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
         raise ValueError(
-            f"devices is {shown(devices)}; it must hold devices, as jax.devices() "
+            f"devices is {short_repr(devices)}; it must hold devices, as jax.devices() "
             "does, or be None for all."
         )
     if block_memory_mb is None:
@@ -98,14 +98,15 @@ def make_plan(
         level = lax.Precision(precision)
     except (TypeError, ValueError):
         raise ValueError(
-            f"precision is {shown(precision)}; it must be 'highest', 'high' or "
+            f"precision is {short_repr(precision)}; it must be 'highest', 'high' or "
             "'default'."
         ) from None
     if progress is None:
         return Plan(chosen, memory, level, None)
     if not callable(progress):
         raise ValueError(
-            f"progress is {shown(progress)}; it must be a function of (done, total)."
+            f"progress is {short_repr(progress)}; it must be a function of (done, "
+            "total)."
         )
     report = progress
     return Plan(chosen, memory, level, lambda x: report(round(x * number), number))
@@ -119,7 +120,7 @@ def _mebibytes(value: Any) -> float:
         number = math.nan
     if not 0 < number < math.inf:
         raise ValueError(
-            f"block_memory_mb is {shown(value)}; it must be a number above 0."
+            f"block_memory_mb is {short_repr(value)}; it must be a number above 0."
         )
     return number * 2**20
 

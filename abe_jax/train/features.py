@@ -107,7 +107,9 @@ def cached(
                 rows = program((state.params, state.model_state), images)
                 found = processes.gather_rows(rows)[: len(subset) - number * size]
                 writer.write(found)
-                _log.info("features: %d of %d", writer.count, len(subset))
+                tenth = -(-len(subset) // (10 * size))
+                if number % tenth == tenth - 1:
+                    _log.info("features: %d of %d", writer.count, len(subset))
                 check_stop()
     return _part(subset, *_read(folder, len(subset)))
 

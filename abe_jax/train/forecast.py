@@ -84,7 +84,8 @@ def show_forecast(config, workdir: str) -> None:
     rows = {
         "model": f"{name}, {trunk}: {parameters:,} parameters, {megabytes:,.1f} MB",
         "images": ", ".join(f"{count:,} {part}" for part, count in images.items()),
-        "batches": f"{size} images on {mesh.size} devices; {steps:,} steps, "
+        "batches": f"{size} images on {mesh.size} device{'s' * (mesh.size > 1)}; "
+        f"{steps:,} steps, "
         f"{turns:,.1f} times all of train",
         "memory": _memory(),
         "first step": f"{seconds[0]:.0f} s, compilation included",

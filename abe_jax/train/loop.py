@@ -10,9 +10,10 @@ import jax
 
 from abe_jax import data, evaluate, parallel, processes, report
 from abe_jax.errors import UserError
+from abe_jax.interrupts import Interrupted
 from abe_jax.train import features, setup
 from abe_jax.train.progress import Reporter
-from abe_jax.train.stop import Interrupted, StopRequest, StopRequested
+from abe_jax.train.stop import StopRequest, StopRequested
 from abe_jax.train_step import TrainState
 from abe_jax.workdir import (
     EVALUATION_FILE,
@@ -36,11 +37,11 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     """Trains, or goes on where the workdir's newest checkpoint ends.
 
     Args:
-      config: as of a file in `configs/`.
+      config: as a file in `configs/` makes it.
       workdir: folder of the run; made if missing.
 
     Returns:
-      the metrics of the last evaluation, as of `evaluate.scalars`.
+      the metrics of the last evaluation, as returned by `evaluate.scalars`.
 
     Raises:
       UserError: something in the config, the data or the workdir that the user can
@@ -164,7 +165,9 @@ def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
         except UserError as error:
             refusal = error
     if not processes.all_agree(refusal is None):
-        raise refusal or UserError("process 0 cannot have the workdir, and says why.")
+        raise refusal or UserError(
+            "process 0 could not lock the workdir; its message says why."
+        )
 
 
 def _fresh(run: setup.Setup, config) -> TrainState:
@@ -179,7 +182,7 @@ def _restored(run: setup.Setup, saved: checkpoints.Checkpoints) -> TrainState:
     """The state of the newest checkpoint, on every device."""
     state = saved.restore(run.initial_state(), run.mesh)
     saved.set_damaged_aside(newest=int(state.step))
-    _log.info("going on from the checkpoint of step %d", state.step)
+    _log.info("resuming from the checkpoint of step %d", state.step)
     return state
 
 

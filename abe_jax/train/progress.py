@@ -8,7 +8,7 @@ import time
 import jax
 import tqdm
 
-from abe_jax import processes
+from abe_jax import command_line, processes
 from abe_jax.workdir import checkpoints, metrics
 
 _log = logging.getLogger(__name__)
@@ -101,8 +101,7 @@ class _Progress:
         self._batch_size = batch_size
         self._shown = shown
         self._bar = None
-        quiet = logging.getLogger("abe_jax").level > logging.INFO  # as --quiet sets it
-        if shown and not quiet and sys.stderr.isatty():
+        if shown and not command_line.is_quiet() and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=stop, initial=start, unit="step", dynamic_ncols=True
             )

@@ -3,10 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -30,9 +30,7 @@ class Setup:
       splits: the data.
       sampler: which images make up a batch.
       model: structure, preprocessing, and the weights to start from.
-      optimiser: of the model's parameters and the loss's own.
-      loss_params: those to start from.
-      part: what of the model trains.
+      initial_state: makes the state before the first step.
       take_step: maps a state and a batch to the next state and the step's metrics; the
         state that it is given is gone.
     """
@@ -41,16 +39,8 @@ class Setup:
     splits: data.Splits
     sampler: samplers.Sampler
     model: models.Embedder
-    optimiser: optax.GradientTransformation
-    loss_params: train_step.Tree
-    part: str
+    initial_state: Callable[[], train_step.TrainState]
     take_step: Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]
-
-    def initial_state(self) -> train_step.TrainState:
-        """The state before the first step."""
-        return train_step.initial_state(
-            self.model, self.optimiser, self.loss_params, self.part
-        )
 
 
 def create(config, *, restored: bool) -> Setup:
@@ -94,13 +84,7 @@ def create(config, *, restored: bool) -> Setup:
         mapping=config.parallel.mapping,
         donate_state=True,
     )
-    return Setup(
-        mesh,
-        splits,
-        sampler,
-        model,
-        optimiser,
-        loss_params,
-        config.model.train,
-        take_step,
+    initial_state = partial(
+        train_step.initial_state, model, optimiser, loss_params, config.model.train
     )
+    return Setup(mesh, splits, sampler, model, initial_state, take_step)

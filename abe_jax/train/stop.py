@@ -6,20 +6,6 @@ from collections.abc import Callable
 from abe_jax import processes
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved.
-
-    Attributes:
-      signal_number: what asked: SIGINT or SIGTERM.
-    """
-
-    def __init__(self, step: int, signal_number: int):
-        super().__init__(
-            f"interrupted; step {step} is saved, run the same command to go on."
-        )
-        self.signal_number = signal_number
-
-
 class StopRequested(Exception):
     """All processes know that one of them was asked to stop."""
 

@@ -12,6 +12,7 @@ trackers.json      runs at experiment trackers                   trackers
 evaluation.json    the newest evaluation                         abe_jax.evaluate
 report.html        its page                                      abe_jax.report
 index/             embeddings of searched folders                abe_jax.apply.index
+plugins/profile/   a trace of some steps                         trace
 search.html        the page of the newest search                 abe_jax.apply.search
 """
 

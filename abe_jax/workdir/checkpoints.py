@@ -171,7 +171,7 @@ class Checkpoints:
           a state without `opt_state` and `loss_params`.
 
         Raises:
-          UserError: as of `restore`.
+          UserError: see `restore`.
         """
         wanted = {
             "step": jax.ShapeDtypeStruct((), np.int32),
@@ -246,8 +246,9 @@ class Checkpoints:
             )
         if not (self._folder / str(chosen)).exists():
             raise UserError(
-                f"the checkpoint of step {chosen} went while it was read: training in "
-                f"{self._workdir} keeps the newest ones. Run the same command again."
+                f"the checkpoint of step {chosen} was deleted while it was read: "
+                f"training in {self._workdir} keeps the newest ones. Run the same "
+                "command again."
             )
         raise UserError(
             f"{self._folder}: {reasons[0]}; leave --step out or choose "

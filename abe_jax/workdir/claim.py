@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from abe_jax import data
 from abe_jax.data import prepared
-from abe_jax.data.datasets import tree
+from abe_jax.data.datasets.tree import local
 from abe_jax.errors import UserError
 from abe_jax.workdir import (
     CHANGES_FILE,
@@ -40,7 +40,7 @@ def require_own(
     Args:
       workdir: of the run.
       config: of the run.
-      description: of its data, as of `data.Splits.description`.
+      description: of its data, as returned by `data.Splits.description`.
 
     Returns:
       the fields that steer what comes after (`fields.STEERING_FIELDS`) and differ: what
@@ -71,7 +71,7 @@ def claim(
       workdir: of the run; exists.
       config: of the run.
       description: of its data.
-      steered: as of `require_own`.
+      steered: as returned by `require_own`.
       step: where the run goes on.
 
     Raises:
@@ -179,7 +179,7 @@ def require_outside_data(workdir: pathlib.Path, section) -> None:
     """
     if not section.path:
         return
-    images = tree.locate(section.path, "data.path").resolve()
+    images = local(section.path, "data.path").resolve()
     if prepared.find(images, section.name):
         return
     if images.is_dir() and workdir.resolve().is_relative_to(images):
@@ -201,8 +201,8 @@ def refuse_foreign_files(workdir: pathlib.Path) -> None:
         found += [name for name in _WRITTEN if (workdir / name).exists()]
     if found:
         raise UserError(
-            f"--workdir={workdir} holds {found[0]}, which is no run's of this program; "
-            "give another folder, which need not exist."
+            f"--workdir={workdir} holds {found[0]}, which abe_jax did not write; "
+            "give an empty folder, or one that does not exist."
         )
 
 

@@ -56,8 +56,8 @@ def find(name: str) -> str:
         for folder in (pathlib.Path("configs"), _CONFIGS):
             if (folder / f"{path}.py").is_file():
                 return f"{folder / path}.py{colon}{argument}"
-    elif os.path.isfile(path):
-        return name
+    elif os.path.isfile(local := os.path.expanduser(path)):
+        return f"{local}{colon}{argument}"
     known = sorted(file.stem for file in _CONFIGS.glob("*.py"))
     near = difflib.get_close_matches(pathlib.Path(path).stem, known, n=1)
     hint = f"did you mean --config={near[0]}?" if near else "give the path of a file."
@@ -71,7 +71,7 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields that a run left in its workdir, as JSON has them.
 
     Raises:
-      UserError: as of `locate`; there is no run in the workdir, or its config cannot be
+      UserError: see `locate`; there is no run in the workdir, or its config cannot be
         read.
     """
     path = locate(workdir) / CONFIG_FILE
@@ -82,7 +82,7 @@ def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
         )
     content = read_object(path)
     if not all(isinstance(content.get(name), dict) for name in _SECTIONS):
-        raise UserError(f"{path} is no run's of this program; give another --workdir.")
+        raise UserError(f"{path} was not written by abe_jax; give another --workdir.")
     return content
 
 
@@ -108,7 +108,7 @@ def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
     are left out.
 
     Raises:
-      UserError: as of `stored`, or a field is of another type than here.
+      UserError: see `stored`, or a field is of another type than here.
     """
     config = _defaults()
     try:

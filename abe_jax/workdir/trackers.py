@@ -129,16 +129,20 @@ def attach(
     if not names:
         return writer
     path = workdir / _RUNS_FILE
-    runs = config_files.read_object(path) if path.exists() else {}
     trackers: list[Tracker] = []
-    for name in names:
-        try:
-            module = importlib.import_module(name)
-            tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
-        except Exception as error:  # such as no login; its classes are its own
-            TrackedWriter(writer, trackers).close()
-            raise UserError(f"{name} does not start: {error}.") from error
-        runs[name] = tracker.run
-        trackers.append(tracker)
-    write_whole(path, json.dumps(runs) + "\n")
-    return TrackedWriter(writer, trackers)
+    tracked = TrackedWriter(writer, trackers)
+    try:
+        runs = config_files.read_object(path) if path.exists() else {}
+        for name in names:
+            try:
+                module = importlib.import_module(name)
+                tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
+            except Exception as error:  # such as no login; its classes are its own
+                raise UserError(f"{name} does not start: {error}.") from error
+            runs[name] = tracker.run
+            trackers.append(tracker)
+        write_whole(path, json.dumps(runs) + "\n")
+    except BaseException:
+        tracked.close()
+        raise
+    return tracked

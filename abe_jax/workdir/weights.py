@@ -46,11 +46,11 @@ def restore_trained(
       step: of the checkpoint; the newest by default.
 
     Returns:
-      the model, whose own variables are shapes only, and a state as of
+      the model, whose own variables are shapes only, and a state as returned by
       `Checkpoints.restore_model`.
 
     Raises:
-      UserError: as of `Checkpoints.restore`.
+      UserError: see `Checkpoints.restore`.
     """
     section = model_section(config, restored=True)
     model = nnx.eval_shape(lambda: models.create(section, rngs=nnx.Rngs(0)))
@@ -87,7 +87,7 @@ def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
     shapes differ, as with another number of learners.
 
     Args:
-      state: as of `train_step.initial_state`.
+      state: as returned by `train_step.initial_state`.
       workdir: of the other run.
 
     Raises:

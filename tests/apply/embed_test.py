@@ -1,5 +1,6 @@
 """Embeddings of a folder as a file."""
 
+import logging
 import os
 import shutil
 import zipfile
@@ -10,8 +11,9 @@ from apply.conftest import NAMES
 from command_line import run
 from pyarrow import parquet
 
-from abe_jax.apply import images
-from abe_jax.apply.embed import embed_images, write_embeddings
+from abe_jax import command_line
+from abe_jax.apply import images, progress
+from abe_jax.apply.embed import _WRITERS, embed_images, write_embeddings
 from abe_jax.errors import UserError
 from abe_jax.workdir import config_files, whole
 
@@ -34,6 +36,25 @@ def test_parquet_holds_the_same(model, pictures, tmp_path):
     assert r"caf\xe9 latin-1.png" in table["path"].to_pylist()
     rows = np.array(table["embedding"].to_pylist(), np.float32)
     np.testing.assert_array_equal(rows.reshape(-1, 2, 4), model.embed(pictures))
+
+
+def test_rows_are_compressed_together(model, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    with _WRITERS[".parquet"](tmp_path / "e.parquet", model) as writer:
+        for number, row in enumerate(rows):
+            writer.add([str(number)], row[None])
+    assert parquet.ParquetFile(tmp_path / "e.parquet").num_row_groups == 1
+    table = parquet.read_table(tmp_path / "e.parquet")
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist()), rows)
+
+
+def test_quiet_shows_no_progress(pictures, monkeypatch):
+    files = images.find(pictures)
+    assert not progress.bar(files).disable
+    logger = logging.getLogger("abe_jax")
+    monkeypatch.setattr(logger, "level", logger.level)  # to be put back
+    command_line.be_quiet()
+    assert progress.bar(files).disable
 
 
 def break_some(pictures):
@@ -132,7 +153,7 @@ def test_the_mode(workdir, pictures, tmp_path):
     assert "a/broken.jpg" in errors.splitlines()[-1]
     status, _, errors = run(*arguments)
     assert status == 1
-    assert "--output is missing" in errors.splitlines()[-1]
+    assert "--output is required; see --help" in errors.splitlines()[-1]
 
 
 def test_folders_are_walked_as_for_training(pictures, tmp_path, caplog):

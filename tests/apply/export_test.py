@@ -129,6 +129,7 @@ def test_safetensors(exported):
         card = json.loads(file.metadata()["card"])
     assert names == export.weights(model).keys()
     assert card["config"]["data"]["name"] == "birds"
+    assert card["config"]["model"]["pretrained"] == "long/gone.onnx"
     assert card["data"]["licence"] and card["versions"]["abe_jax"]
     config = model.config.model
     if config.name == "abe" and config.trunk.startswith("googlenet"):
@@ -154,7 +155,9 @@ def test_bfloat16_is_exported_in_float32(workdir, model, tmp_path):
 
 
 def test_output_that_cannot_be(model, tmp_path):
-    with pytest.raises(UserError, match="must end in .safetensors, .onnx, .stablehlo"):
+    with pytest.raises(
+        UserError, match="must end in .safetensors, .onnx or .stablehlo"
+    ):
         export.write(model, tmp_path / "model.pt")
     with pytest.raises(UserError, match="there is no folder"):
         export.write(model, tmp_path / "no" / "model.onnx")

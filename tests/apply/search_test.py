@@ -2,9 +2,11 @@
 
 import copy
 import functools
+import gc
 import os
 import shutil
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -149,7 +151,7 @@ def test_a_run_is_found_from_any_folder(workdir, pictures, tmp_path, monkeypatch
     [
         ({"query": "no/such.png"}, "such.png' does not exist"),
         ({"learner": 2}, "learners 0 to 1"),
-        ({"top_k": 0}, "from 1"),
+        ({"top_k": 0}, "at least 1"),
         ({"square": "squeeze"}, "holds a run of another config: data.square"),
     ],
 )
@@ -245,6 +247,18 @@ def test_the_gallery_goes_to_the_device_once(model, pictures, tmp_path, monkeypa
     assert len(made) == 1
 
 
+def test_a_dropped_index_frees_the_device(model, pictures, tmp_path):
+    index = model.index(pictures, tmp_path / "i.npz")
+    index.matches(index.embeddings[:1], 1)
+    there, gallery = weakref.ref(index), weakref.ref(index._gallery(None))
+    gc.disable()  # which would find it, at some later time
+    try:
+        del index
+        assert there() is None and gallery() is None
+    finally:
+        gc.enable()
+
+
 def test_the_page_stays_small(model, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "Pictures", functools.partial(page.Pictures, 1))
     index, query = model.index(pictures, tmp_path / "i.npz"), pictures / "a" / "1.png"
@@ -290,6 +304,11 @@ def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
     assert (found[:, 0] == [0, 1]).all() and (found[:, 4:] == -1).all()
     assert (scores[:, 0] == 1).all() and np.isneginf(scores[:, 4:]).all()
     (file,) = tmp_path.iterdir()
+    for stem in ("g[1]", "g-all"):  # of others; each replaces its own
+        for other in (rows, rows[::-1]):
+            Graph(other, tmp_path / stem)
+    Graph(rows[::-1], tmp_path / "g"), Graph(rows, tmp_path / "g")
+    assert len(list(tmp_path.iterdir())) == 3
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match="cannot read the graph .*delete it, and it"):
         Graph(rows, tmp_path / "g")
@@ -300,7 +319,7 @@ def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
 def test_mistakes(model, pictures, tmp_path):
     with pytest.raises(UserError, match="learners 0 to 1"):
         model.search(pictures, pictures, learner=2)
-    with pytest.raises(UserError, match="from 1"):
+    with pytest.raises(UserError, match="top_k is 0; it must be at least 1"):
         model.search(pictures, pictures, top_k=0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.png").write_bytes(b"")

@@ -1,8 +1,10 @@
 """A run opened from its folder alone."""
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from abe_jax import models, train_step
 from abe_jax.apply import images
 from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
-from abe_jax.workdir import config_files
+from abe_jax.workdir import config_files, weights
 
 
 def test_import_and_load_by_name_need_no_jax():
@@ -40,7 +42,7 @@ def test_a_copied_workdir_is_enough(workdir, model, tmp_path, monkeypatch):
 
 def test_embeddings_are_those_of_the_evaluation(workdir, model):
     """The square that evaluation takes, its middle, and the checkpoint's weights."""
-    section = model.config.model
+    section = weights.model_section(model.config, restored=True)
     net = models.create(section, rngs=nnx.Rngs(1))
     embed = train_step.make_embed_step(net, 32)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
@@ -56,6 +58,7 @@ def test_numbers_and_sizes_of_images_do_not_matter(model):
     ] * 7  # 21 images: a batch of 16 and one of 8 that is padded
     together = model.embed(arrays)
     assert together.shape == (21, 2, 4)
+    assert model.embed(jnp.asarray(arrays[1])).shape == (1, 2, 4)
     for i in (0, 1, 2, 20):
         np.testing.assert_allclose(together[i], model.embed(arrays[i])[0], atol=1e-5)
 
@@ -71,6 +74,19 @@ def test_paths_are_read_as_arrays_are(model, pictures):
     np.testing.assert_allclose(one[0], expected[NAMES.index("a/1.png")], atol=1e-6)
     both = [pictures / "a" / "1.png", pictures / "a" / "more.zip"]
     assert model.embed(both).shape == (3, 2, 4)
+
+
+def test_a_list_of_paths_is_read_by_several_threads(model, pictures, monkeypatch):
+    both = threading.Barrier(2, timeout=20)
+    decode = model.decode
+
+    def decode_together(content, name):
+        both.wait()
+        return decode(content, name)
+
+    monkeypatch.setattr(model, "decode", decode_together)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    model.embed([pictures / "a" / "1.png", pictures / "a" / "b" / "2.PNG"])
 
 
 def test_attention(model):
@@ -97,6 +113,11 @@ def test_mistakes(model, tmp_path):
         model.embed(tmp_path)
     with pytest.raises(ValueError, match=r"float32 \[4, 4, 3\]; it must be uint8"):
         model.embed(np.zeros((4, 4, 3), np.float32))
+    for wrong in (Image.new("RGB", (4, 4)), [Image.new("RGB", (4, 4))], ["a.png", 1]):
+        with pytest.raises(
+            ValueError, match="it must be uint8 .* or all of them paths"
+        ):
+            model.embed(wrong)
     with pytest.raises(ValueError, match="no images to embed"):
         model.embed([])
     (tmp_path / "broken.png").write_bytes(b"nothing")

@@ -87,7 +87,7 @@ def test_processes_read_their_parts_of_the_same_batches(expected, processes):
 
 
 def test_processes_must_divide_the_batch():
-    with pytest.raises(UserError, match="16 images does not divide by 3 processes"):
+    with pytest.raises(UserError, match="16 images is not divisible by 3 processes"):
         read(process_count=3)
 
 

@@ -1,5 +1,7 @@
 """Where `prepare` writes: nothing of a user's is deleted, nothing stale believed."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import shutil
@@ -148,6 +150,17 @@ def test_a_refusal_leaves_no_folder_behind(deep, tmp_path):
     prepare("image_folder", tmp_path / "photos", tmp_path / deep)
 
 
+def test_where_there_are_no_locks_it_works_with_a_warning(
+    tmp_path, monkeypatch, caplog
+):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    prepare("image_folder", make(tmp_path / "photos"), tmp_path / "data")
+    assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text
+
+
 def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
     make(tmp_path / "photos")
     other = tmp_path / "data" / "image_folder" / output.UNFINISHED
@@ -219,6 +232,14 @@ def test_another_source_is_not_taken_for_prepared(change, message, tmp_path):
 def test_another_quality_is_not_taken_for_prepared(tmp_path):
     with pytest.raises(UserError, match="256 and quality 95, not with .* quality 50"):
         prepared_twice(tmp_path, lambda source: None, storing=Storing(quality=50))
+
+
+def test_a_size_that_is_not_applied_is_not_compared(tmp_path):
+    photos = make(tmp_path / "photos")
+    for size, beginning in ((256, "layout: "), (64, "already prepared")):
+        storing = Storing(size, keep_original=True)
+        text = prepare("image_folder", photos, tmp_path / "data", storing=storing)
+        assert text.startswith(beginning)
 
 
 def test_a_copy_of_the_source_is_the_same(tmp_path):

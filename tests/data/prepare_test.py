@@ -8,6 +8,8 @@ import multiprocessing
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -290,6 +292,12 @@ def test_help_is_short_and_its_own():
     assert len(output.splitlines()) < 20
 
 
+def test_both_programs_can_be_imported():
+    """They have a flag of one name; `prepare` is a function for other programs, too."""
+    command = [sys.executable, "-c", "import abe_jax.main, abe_jax.prepare"]
+    subprocess.run(command, check=True, timeout=100)
+
+
 def test_what_is_unpacked_is_shown(tmp_path):
     for name in ("ash", "elm"):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -306,8 +314,8 @@ def test_what_is_unpacked_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "abe_jax: --dataset is missing; --help tells more."),
-        (["--dataset=cub200"], "abe_jax: --source is missing; --help tells more."),
+        ([], "abe_jax: --dataset is required; see --help."),
+        (["--dataset=cub200"], "abe_jax: --source is required; see --help."),
         (["data"], "abe_jax: unknown argument 'data'; flags start with --."),
         (["--sizes=3"], "abe_jax: Unknown command line flag 'sizes'. Did you mean:"),
     ],

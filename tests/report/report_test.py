@@ -217,6 +217,19 @@ def test_the_curve_of_any_loss_is_there(workdir, evaluation, tmp_path):
     assert "multi_similarity 0.250" in report.write(copied, evaluation).read_text()
 
 
+def test_the_papers_recall_stands_in_no_other_column(evaluation, monkeypatch):
+    hits = evaluate.Metric("H@{k}", lambda result: result.recall)
+    monkeypatch.setitem(evaluate.METRICS, "hits", hits)
+    content = json.loads(json.dumps(evaluation.content))
+    content["protocol"]["data"] = "cub200"
+    for part in (content, content["mean_learner"], *content["learners"]):
+        part["hits"] = part["recall"]
+    table = report._table(content, [])
+    (paper,) = [row for row in table["rows"] if "in the paper" in row["name"]]
+    cells = dict(zip(table["titles"], paper["cells"], strict=True))
+    assert cells["R@1"] == "0.606" and cells["H@1"] == ""
+
+
 def test_other_data_stands_beside_nothing_of_the_run(workdir, evaluation):
     content = json.loads(json.dumps(evaluation.content))
     content["protocol"]["other_data"] = "elsewhere"

@@ -53,7 +53,7 @@ def test_a_gallery_of_its_own_is_counted(data_dir, tmp_path, capsys):
 def test_what_training_refuses_is_refused(tmp_path):
     config = shrunk(quickstart.get_config())
     config.train.batch_size = 12
-    with pytest.raises(UserError, match="does not divide by 8 devices"):
+    with pytest.raises(UserError, match="is not divisible by 8 devices"):
         forecast.show_forecast(config, str(tmp_path))
 
 

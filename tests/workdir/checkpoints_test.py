@@ -194,7 +194,9 @@ def test_a_checkpoint_that_training_replaces_is_not_called_damaged(
         return "files.json is missing"
 
     monkeypatch.setattr(checkpoints.seals, "damage", gone)
-    with pytest.raises(UserError, match="step 4 went while it was read: training in"):
+    with pytest.raises(
+        UserError, match="step 4 was deleted while it was read: training in"
+    ):
         restore(workdir, 4, read_only=True)
 
 

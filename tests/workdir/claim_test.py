@@ -183,7 +183,7 @@ def test_a_workdir_among_the_images_is_refused(tmp_path, monkeypatch):
 )
 def test_a_users_files_are_not_written_over(name, text, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"holds {name}, which is no run's"):
+    with pytest.raises(UserError, match=f"holds {name}, which abe_jax did not write"):
         train.train_and_evaluate(quickstart.get_config(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == text
@@ -191,7 +191,7 @@ def test_a_users_files_are_not_written_over(name, text, tmp_path):
 
 def test_a_users_config_is_no_runs(tmp_path):
     (tmp_path / "config.json").write_text('{"name": "my-app", "port": 80}')
-    with pytest.raises(UserError, match="config.json is no run's of this program"):
+    with pytest.raises(UserError, match="config.json was not written by abe_jax"):
         claim.require_own(tmp_path, quickstart.get_config(), DESCRIPTION)
 
 

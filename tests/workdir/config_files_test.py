@@ -22,6 +22,9 @@ def test_a_bare_name_is_the_folders_own_config_or_the_packages(tmp_path, monkeyp
     (tmp_path / "configs" / "quickstart.py").touch()
     assert config_files.find("quickstart") == "configs/quickstart.py"
     assert config_files.find("configs/quickstart.py:a") == "configs/quickstart.py:a"
+    monkeypatch.setenv("HOME", str(tmp_path))  # `--config=~/x.py` no shell expands
+    (tmp_path / "mine.py").touch()
+    assert config_files.find("~/mine.py:a") == f"{tmp_path}/mine.py:a"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_fields_that_came_later_have_their_defaults(tmp_path):
     [
         (None, "holds no run"),
         ("{", "cannot read .*config.json"),
-        (json.dumps({"name": "app"}), "is no run's of this program"),
+        (json.dumps({"name": "app"}), "was not written by abe_jax"),
         (
             json.dumps({"model": {}, "data": {}, "train": {"steps": "many"}}),
             "is of another version: .*steps",

@@ -120,6 +120,24 @@ def test_one_that_does_not_start_is_told(packages, tmp_path):
         written(tmp_path)
 
 
+@pytest.mark.parametrize("when", ["read", "written"])
+def test_nothing_stays_open_where_their_runs_cannot_be_kept(
+    when, packages, tmp_path, monkeypatch
+):
+    closed = []
+    writer = metrics.NoWriter()
+    monkeypatch.setattr(writer, "close", lambda: closed.append(True))
+    if when == "read":
+        (tmp_path / "trackers.json").write_text("[]")
+    else:
+        (tmp_path / "trackers.json").mkdir()
+        monkeypatch.setattr(trackers.pathlib.Path, "exists", lambda path: False)
+    with pytest.raises(UserError):
+        trackers.attach(writer, ("wandb",), tmp_path, CONFIG)
+    assert closed == [True]
+    assert packages[0].finished == len(packages[0].begun) == (when == "written")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

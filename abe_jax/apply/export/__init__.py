@@ -8,22 +8,20 @@ of `abe_jax.models` need a batch of a known size.
 
 import datetime
 import json
-import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from abe_jax.apply.export import card
-from abe_jax.apply.images import Path, shown
-from abe_jax.apply.output import require_a_place
+from abe_jax.apply.images import Path
+from abe_jax.apply.output import by_suffix, written
 from abe_jax.apply.trained import Trained
-from abe_jax.data.datasets.tree import locate
+from abe_jax.data.datasets.tree import local, printable
 from abe_jax.errors import UserError
 from abe_jax.models.cpu import lowering
-from abe_jax.workdir import claim, whole
+from abe_jax.workdir import claim
 
 # JAX reads what an older JAX exported for at least so long.
 _READABLE = datetime.timedelta(days=180)
@@ -42,9 +40,9 @@ def export_model(config, workdir: str, *, output: str, step: int | None) -> None
       step: of the checkpoint; the newest by default.
 
     Raises:
-      UserError: the config is not that of the run; or as of `write`.
+      UserError: the config is not that of the run; or see `write`.
     """
-    _require_known(locate(output, "output"))
+    by_suffix(local(output, "output"), _FORMS)
     claim.require_run(workdir, config)
     print(write(Trained(workdir, step, config=config), output))
 
@@ -53,7 +51,7 @@ def write(model: Trained, output: Path) -> str:
     """Writes a model as one file.
 
     Args:
-      model: as of `abe_jax.load`.
+      model: as returned by `abe_jax.load`.
       output: `.safetensors`: the weights by their names, and the card as metadata
         "card"; `.onnx`: for ONNX Runtime, the card as metadata "card"; `.stablehlo`:
         for `jax.export` on CPU, CUDA and TPU.
@@ -64,19 +62,16 @@ def write(model: Trained, output: Path) -> str:
     Raises:
       UserError: another suffix, a package is missing, or the file cannot be written.
     """
-    path = locate(output, "output")
-    make = _require_known(path)
+    path = local(output, "output")
+    make = by_suffix(path, _FORMS)
     if model.config.model.dtype != "float32":
         config = model.config.copy_and_resolve_references()
         config.model.dtype = "float32"
         model = Trained(model.workdir, model.step, config=config)
     content, note = make(model)
-    try:
-        with whole(path) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"cannot write to --output: {error}.") from error
-    return f"{shown(path)}: {len(content) / 2**20:,.1f} MiB, {note}"
+    with written(path) as part:
+        part.write_bytes(content)
+    return f"{printable(path)}: {len(content) / 2**20:,.1f} MiB, {note}"
 
 
 def _program(model: Trained) -> Callable[[jax.Array], jax.Array]:
@@ -163,10 +158,3 @@ _FORMS: dict[str, Callable[[Trained], tuple[bytes, str]]] = {
     ".onnx": _onnx,
     ".stablehlo": _stablehlo,
 }
-
-
-def _require_known(path: pathlib.Path) -> Callable[[Trained], Any]:
-    if path.suffix not in _FORMS:
-        raise UserError(f"--output={shown(path)} must end in {', '.join(_FORMS)}.")
-    require_a_place(path)
-    return _FORMS[path.suffix]

@@ -16,7 +16,7 @@ def describe(model: Trained) -> dict[str, Any]:
     """The card as JSON has it.
 
     Args:
-      model: as of `abe_jax.load`.
+      model: as returned by `abe_jax.load`.
     """
     config = json.loads(model.config.to_json_best_effort())
     data = DATASETS[model.config.data.name]

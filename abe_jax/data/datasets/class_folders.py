@@ -34,7 +34,9 @@ class Arrangement:
       names: path of each image below them, with forward slashes, sorted.
       labels: int32 `[N]`, index into `class_names`.
       class_names: names of the class folders, in order.
-      roles: `[N]`, "train" or "test" where the folder has such parts, else empty.
+      roles: `[N]`, "train" or "test": that of the folder's parts, or where it has none
+        "train" for the first half of the classes.
+      has_parts: whether it has.
     """
 
     prefix: str
@@ -42,6 +44,7 @@ class Arrangement:
     labels: np.ndarray
     class_names: tuple[str, ...]
     roles: tuple[str, ...]
+    has_parts: bool
 
 
 def arrange(tree: Tree) -> Arrangement:
@@ -73,14 +76,19 @@ def arrange(tree: Tree) -> Arrangement:
             f"{where} holds {len(class_names)} class(es); at least 2 are needed, one "
             "folder each."
         )
-    number_of = {name: number for number, name in enumerate(class_names)}
     _log_left_out(tree, [p for p in others if len(p) > depth])
+    classes = [p[depth - 1] for p in images]
+    trained = set(class_names[: len(class_names) // 2])
+    number_of = {name: number for number, name in enumerate(class_names)}
     return Arrangement(
         prefix,
         tuple("/".join(p) for p in images),
-        np.array([number_of[p[depth - 1]] for p in images], np.int32),
+        np.array([number_of[name] for name in classes], np.int32),
         tuple(class_names),
-        () if roles is None else tuple(roles[p[0]] for p in images),
+        tuple("train" if name in trained else "test" for name in classes)
+        if roles is None
+        else tuple(roles[p[0]] for p in images),
+        roles is not None,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from abe_jax.data.datasets.listing import Expected, Listing
 from abe_jax.data.datasets.tree import Tree
-from abe_jax.data.pipeline import ImageSource
+from abe_jax.data.pipeline import SplitSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class DataSet:
 
     name: str
     read: Callable[[Tree, Expected], Listing] | None = None
-    open: Callable[[Any], ImageSource] | None = None
+    open: Callable[[Any], SplitSource] | None = None
     expected: Expected = dataclasses.field(default_factory=dict)
     citation: str = ""
     licence: str = "that of the data set's authors; not checked by abe_jax"

@@ -18,7 +18,7 @@ from abe_jax.data.datasets import copies
 from abe_jax.data.datasets.class_folders import arrange
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected, Listing, Record
-from abe_jax.data.datasets.tree import Tree, locate
+from abe_jax.data.datasets.tree import Tree, local
 from abe_jax.data.decoding import MAX_BYTES, decode, reason, require_known_square
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
@@ -34,7 +34,7 @@ class ImageFolder:
       names: path of each image below them, with forward slashes.
       labels: int32 `[N]`, index into `class_names`.
       class_names: names of the class folders, in order.
-      roles: `[N]`, "train" or "test" where the folder has such parts, else empty.
+      roles: `[N]`, "train" or "test".
     """
 
     storage = "image files as they are"
@@ -47,13 +47,13 @@ class ImageFolder:
         Args:
           path: folder, or zip file, with one folder a class.
           size: side of the squares that indexing returns, pixels.
-          square: "centre", "squeeze" or "pad", as of `decoding.decode`.
+          square: "centre", "squeeze" or "pad"; see `decoding.decode`.
 
         Raises:
           UserError: nothing there, the folder is not arranged by classes, or `square`
             is unknown.
         """
-        self.path = locate(path, "data.path")
+        self.path = local(path, "data.path")
         self.size = size
         self._square = require_known_square(square)
         if not os.path.exists(self.path):
@@ -138,24 +138,15 @@ def _read(tree: Tree, expected: Expected) -> Listing:
     """Lists the images as they are split when read directly."""
     del expected  # there are no official numbers
     found = arrange(tree)
-    half = len(found.class_names) // 2
-    records = []
-    for number, (name, label) in enumerate(
-        zip(found.names, found.labels.tolist(), strict=True)
-    ):
-        role = found.roles[number] if found.roles else None
-        records.append(
-            Record(
-                path=tree.files[found.prefix + name],
-                name=name,
-                class_id=found.class_names[label],
-                role=role or ("train" if label < half else "test"),
-            )
-        )
-    layout = "class folders in train/ and test/" if found.roles else "class folders"
+    images = zip(found.names, found.labels.tolist(), found.roles, strict=True)
+    ordered = sorted(images, key=lambda image: (ROLES.index(image[2]), *image[1::-1]))
+    records = [
+        Record(tree.files[found.prefix + name], name, found.class_names[label], role)
+        for name, label, role in ordered
+    ]
+    parts = " in train/ and test/" if found.has_parts else ""
     names = {name: name for name in found.class_names}
-    records.sort(key=lambda r: (ROLES.index(r.role), r.class_id, r.name))
-    return Listing(layout, records, names)
+    return Listing(f"class folders{parts}", records, names)
 
 
 def _open(config) -> ImageFolder:

@@ -81,12 +81,12 @@ class Tree:
             ) from error
         for member in members:
             *folders, file = member.split("/")
-            shown = [name for name in (*folders, file) if name]
-            system = next((n for n in shown if n in SYSTEM_FOLDERS), None)
-            if any(name.startswith(".") for name in shown):
+            parts = [name for name in (*folders, file) if name]
+            system = next((n for n in parts if n in SYSTEM_FOLDERS), None)
+            if any(name.startswith(".") for name in parts):
                 continue
             if system:
-                tree.left_out["/".join(shown[: shown.index(system) + 1])] = (
+                tree.left_out["/".join(parts[: parts.index(system) + 1])] = (
                     "system folders"
                 )
                 continue
@@ -145,7 +145,7 @@ class Tree:
         for kind, names in kinds.items():
             _log.warning(
                 "%s: left out %d %s: %s%s.",
-                shown(self.root),
+                printable(self.root),
                 len(names),
                 kind,
                 ", ".join(map(repr, names[:3])),
@@ -157,7 +157,7 @@ class Tree:
         return sorted(p for p in self.files if p.rpartition("/")[2] == name)
 
     def folders_with(self, name: str, other: str) -> list[str]:
-        """Folders that hold files of both names, as of `parent`."""
+        """Folders that hold files of both names; see `parent`."""
         folders = map(parent, self.find(name))
         return [folder for folder in folders if folder + other in self.files]
 
@@ -228,7 +228,7 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
         raise
 
 
-def locate(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """The local file or folder that is meant; `~` is the home folder.
 
     Args:
@@ -246,7 +246,7 @@ def locate(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
-def shown(name: str | os.PathLike[str]) -> str:
+def printable(name: str | os.PathLike[str]) -> str:
     r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else rf"\x{ord(c):02x}" for c in text)
@@ -259,9 +259,9 @@ def count_suffixes(names: Iterable[str]) -> str:
         suffix = os.path.splitext(name)[1].lower() or "without a suffix"
         counts[suffix] = counts.get(suffix, 0) + 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{count:,} {suffix}" for suffix, count in ordered[:6]]
+    found = [f"{count:,} {suffix}" for suffix, count in ordered[:6]]
     rest = sum(count for _, count in ordered[6:])
-    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
+    return ", ".join(found + ([f"{rest:,} others"] if rest else []))
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -298,6 +298,6 @@ def _lines(texts: Sequence[str]) -> np.ndarray:
 def _bad_text(bad: Sequence[tuple[str, str]], total: int) -> str:
     named = "; ".join(f"{name} ({reason})" for name, reason in bad)
     return (
-        f"{len(bad):,} of {total:,} images cannot be used: {named}. Mend them, or "
+        f"{len(bad):,} of {total:,} images cannot be used: {named}. Fix them, or "
         "leave them out with --skip_bad."
     )

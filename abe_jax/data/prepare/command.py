@@ -21,7 +21,7 @@ from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected
-from abe_jax.data.datasets.tree import locate, shown
+from abe_jax.data.datasets.tree import local, printable
 from abe_jax.data.prepare import layouts, origin, output
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError, require_known
@@ -29,40 +29,6 @@ from abe_jax.errors import UserError, require_known
 
 def _known() -> list[str]:
     return [name for name, dataset in DATASETS.items() if dataset.read]
-
-
-_DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}.")
-_SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "Folder, zip, tgz or tar file with the data set, in any known layout.",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder to write to: DIR/cub200/1.0.0/..."
-)
-_SIZE = flags.DEFINE_integer(
-    "size", 256, "Short side of the stored images, pixels; none is enlarged."
-)
-_QUALITY = flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100.")
-_KEEP_ORIGINAL = flags.DEFINE_bool(
-    "keep_original", False, "Store images at their size, JPEG files unchanged."
-)
-_SKIP_BAD = flags.DEFINE_bool(
-    "skip_bad", False, "Leave out files that are no usable images, and list them."
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", len(os.sched_getaffinity(0)), "Processes; all cores by default."
-)
-_FLAGS = (
-    _DATASET,
-    _SOURCE,
-    _DATA_DIR,
-    _SIZE,
-    _QUALITY,
-    _KEEP_ORIGINAL,
-    _SKIP_BAD,
-    _NUM_PROCESSES,
-)
 
 
 def prepare(
@@ -104,7 +70,7 @@ def prepare(
             f"--size is {storing.size} and --quality {storing.quality}; a size of at "
             "least 16 and a quality of 1 to 100 are needed."
         )
-    source, data_dir = locate(source, "--source"), locate(data_dir, "--data_dir")
+    source, data_dir = local(source, "--source"), local(data_dir, "--data_dir")
     if not os.path.exists(source):
         raise UserError(
             f"--source {str(source)!r} does not exist; give the folder or the archive "
@@ -170,7 +136,7 @@ def _write(
         builder.download_and_prepare(download_dir=str(work / "downloads"))
         made = prepared.find(work, dataset.name)
         assert made is not None
-        bad = [(shown(name), reason) for name, reason in builder.bad]
+        bad = [(printable(name), reason) for name, reason in builder.bad]
         if bad:
             text = "".join(f"{name}\t{reason}\n" for name, reason in bad)
             (made / "bad_files.txt").write_text(text)
@@ -202,20 +168,51 @@ def _summary(folder: pathlib.Path) -> str:
     return "\n".join(rows)
 
 
+def _define_flags() -> tuple[str, ...]:
+    """Defines the flags, and returns their names; not when this is imported."""
+    flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}.")
+    flags.DEFINE_string(
+        "source",
+        None,
+        "Folder, zip, tgz or tar file with the data set, in any known layout.",
+    )
+    flags.DEFINE_string("data_dir", None, "Folder to write to: DIR/cub200/1.0.0/...")
+    flags.DEFINE_integer(
+        "size", 256, "Short side of the stored images, pixels; none is enlarged."
+    )
+    flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100.")
+    flags.DEFINE_bool(
+        "keep_original", False, "Store images at their size, JPEG files unchanged."
+    )
+    flags.DEFINE_bool(
+        "skip_bad", False, "Leave out files that are no usable images, and list them."
+    )
+    flags.DEFINE_integer(
+        "num_processes",
+        len(os.sched_getaffinity(0)),
+        "Processes; all cores by default.",
+    )
+    return (
+        *("dataset", "source", "data_dir", "size", "quality"),
+        *("keep_original", "skip_bad", "num_processes"),
+    )
+
+
 def _main(argv: Sequence[str]) -> None:
     command_line.refuse_arguments(argv)
-    for flag in (_DATASET, _SOURCE, _DATA_DIR):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing; --help tells more.")
+    given = flags.FLAGS
+    for name in ("dataset", "source", "data_dir"):
+        if not given[name].value:
+            raise UserError(f"--{name} is required; see --help.")
     # TFDS logs much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
     text = prepare(
-        str(_DATASET.value),
-        str(_SOURCE.value),
-        str(_DATA_DIR.value),
-        storing=Storing(_SIZE.value, _KEEP_ORIGINAL.value, _QUALITY.value),
-        skip_bad=_SKIP_BAD.value,
-        num_processes=_NUM_PROCESSES.value,
+        given.dataset,
+        given.source,
+        given.data_dir,
+        storing=Storing(given.size, given.keep_original, given.quality),
+        skip_bad=given.skip_bad,
+        num_processes=given.num_processes,
     )
     print(text)
 
@@ -233,16 +230,17 @@ def _guarded_main(argv: Sequence[str]) -> None:
         sys.exit(130)
 
 
-def _help() -> str:
+def _help(names: Sequence[str]) -> str:
     lines = [__doc__ or "", "Flags:"]
-    lines += [f"  --{flag.name:<15}{flags.FLAGS[flag.name].help}" for flag in _FLAGS]
+    lines += [f"  --{name:<15}{flags.FLAGS[name].help}" for name in names]
     lines += ["", "docs/benchmarks.md has the layouts that are known."]
     return "\n".join(lines)
 
 
 def run() -> None:
     """Entry point of `abe-jax-prepare` and of `python -m abe_jax.prepare`."""
+    names = _define_flags()
     app.run(
         _guarded_main,
-        flags_parser=lambda argv: command_line.parse_flags(argv, _help),
+        flags_parser=lambda argv: command_line.parse_flags(argv, lambda: _help(names)),
     )

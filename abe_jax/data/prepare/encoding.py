@@ -124,9 +124,9 @@ def encode_files(
 ) -> Generator[Encoded | str]:
     """`encode_file` of every record, in their order, on several processes.
 
-    Only a few chunks of files are under way at a time, so that memory is bounded. Who
-    may not come to the end closes it, which waits for the processes: the collector of
-    garbage would do that in any thread, and in one of the pool's it waits for itself.
+    Only a few chunks of files are under way at a time, so that memory is bounded. Close
+    the generator if you stop early: the garbage collector might do so in a thread of
+    the pool, which then waits for itself.
 
     Raises:
       UserError: a process was killed, as happens where memory runs out.

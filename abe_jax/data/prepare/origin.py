@@ -28,7 +28,7 @@ def write(
       folder: of the prepared data set.
       source: the folder or archive that it was made from.
       storing: how images were stored.
-      digests: path of an image file -> as of `digest`.
+      digests: path of an image file -> its `digest`.
     """
     files = {}
     for name, path in _files(source).items():
@@ -61,7 +61,7 @@ def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -
         raise UserError(
             f"cannot read {path}: {error}; delete {folder} and prepare it again."
         ) from error
-    if there != storing:
+    if _applied(there) != _applied(storing):
         raise UserError(
             f"{folder} is prepared with {_words(there)}, not with {_words(storing)}; "
             "delete it or choose another --data_dir."
@@ -81,6 +81,11 @@ def digest(path: str) -> bytes:
         while block := file.read(2**20):
             made.update(block)
     return made.digest()
+
+
+def _applied(storing: Storing) -> Storing:
+    """What of it has an effect: where images keep their size, none is asked for."""
+    return dataclasses.replace(storing, size=0) if storing.keep_original else storing
 
 
 def _differences(

@@ -7,12 +7,15 @@ and marks as its own.
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
 from abe_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 UNFINISHED = "unfinished.abe_jax"
 _MARK = "made_by_abe_jax_prepare"
@@ -59,6 +62,8 @@ def only_one(folder: pathlib.Path) -> Iterator[None]:
             raise UserError(
                 f"another process is preparing {folder}; wait for it or end it."
             ) from error
+        except OSError as error:  # some network drives know no locks
+            _log.warning("%s cannot be locked (%s): start one only.", folder, error)
         try:
             yield
         except BaseException:
