@@ -372,6 +372,12 @@ def test_runs_where_stderr_is_a_terminal(tmp_path):
     assert "100%" in shown.decode() and "images/s" in shown.decode()
 
 
+def test_both_programs_can_be_imported():
+    """They have a flag of one name; `prepare` is a function for other programs, too."""
+    command = [sys.executable, "-c", "import abe_jax.main, abe_jax.prepare"]
+    subprocess.run(command, check=True, timeout=100)
+
+
 def test_a_line_is_one_write_where_python_does_not_buffer(monkeypatch):
     """As in containers with PYTHONUNBUFFERED, where other threads write between two."""
     written = []

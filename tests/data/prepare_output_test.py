@@ -1,7 +1,5 @@
 """Where `prepare` writes: nothing of a user's is deleted, nothing stale believed."""
 
-import errno
-import fcntl
 import os
 import pathlib
 import shutil
@@ -148,17 +146,6 @@ def test_a_refusal_leaves_no_folder_behind(deep, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
     make(tmp_path / "photos", ["elm"])
     prepare("image_folder", tmp_path / "photos", tmp_path / deep)
-
-
-def test_where_there_are_no_locks_it_works_with_a_warning(
-    tmp_path, monkeypatch, caplog
-):
-    def flock(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    prepare("image_folder", make(tmp_path / "photos"), tmp_path / "data")
-    assert "cannot be locked ([Errno 38] Function not implemented)" in caplog.text
 
 
 def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
