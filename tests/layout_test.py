@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -114,3 +116,9 @@ def test_no_room_is_too_large():
         and (lines := len(path.read_text().splitlines())) > 400
     }
     assert not long
+
+
+def test_both_programs_can_be_imported():
+    """They have a flag of one name; `prepare` is a function for other programs, too."""
+    command = [sys.executable, "-c", "import abe_jax.main, abe_jax.prepare"]
+    subprocess.run(command, check=True, timeout=100)

@@ -294,14 +294,6 @@ start = partial(command_line.start, module="abe_jax.prepare")
 run = partial(command_line.run, module="abe_jax.prepare")
 
 
-def test_help_is_short_and_its_own():
-    status, output, _ = run("--help")
-    assert status == 0
-    for name in ("dataset", "source", "data_dir", "size", "keep_original", "skip_bad"):
-        assert f"--{name} " in output
-    assert len(output.splitlines()) < 20
-
-
 def test_what_is_unpacked_is_shown(tmp_path):
     for name in ("ash", "elm"):
         (tmp_path / "photos" / name).mkdir(parents=True)
