@@ -48,6 +48,12 @@ _SLOW: Overrides = {"train.learning_rate": 2e-3}
 _TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
 _MULTI: Overrides = {"loss.name": "multi_similarity"}
 _LONG: Overrides = _MULTI | {"train.steps": 3600, "train.checkpoint_every": 200}
+
+
+def _pixels(side: int) -> Overrides:
+    return {"data.load_size": side, "data.image_size": side}
+
+
 DATA: dict[str, Data] = {
     "birds": Data(
         "quickstart", _SLOW | {"data.sampler": "classes", "data.images_per_class": 4}
@@ -59,6 +65,8 @@ DATA: dict[str, Data] = {
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
     "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
+    # Longer, on larger images, none mirrored: a mirrored arrow is another emoji.
+    "emoji64_96": Data("emoji64", _LONG | _pixels(96) | {"augment.flip": 0.0}),
     # The best that was found: what is tuned starts from longer training.
     "emoji64_long": Data("emoji64", _LONG),
     "emoji64_long_tuned": Data(
@@ -70,10 +78,6 @@ _ONE: Overrides = _MULTI | {"model.name": "one_head"}
 _COLOURS = ("brightness", "contrast", "saturation", "hue", "grey")
 _PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
-
-
-def _pixels(side: int) -> Overrides:
-    return {"data.load_size": side, "data.image_size": side}
 
 
 ROWS: dict[str, Row] = {
