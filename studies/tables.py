@@ -3,7 +3,7 @@
     python -m studies.tables
 
 A table stands between `<!-- runs DATA PART -->` and `<!-- end -->`: a row of the grid a
-line, with mean, standard deviation and number of seeds; `<!-- earlier DATA PART -->` is
+line, with mean, standard deviation and number of seeds. `<!-- earlier -->` is the table
 of `studies/earlier.jsonl`. The rest of the page is written by hand.
 """
 
@@ -19,7 +19,7 @@ from studies import grid, run
 PAGE = run.RUNS_FILE.parents[1] / "docs" / "results.md"
 
 _BLOCK = re.compile(
-    r"(<!-- (runs|earlier) (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?:runs (\w+) (\w+)|earlier) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -44,17 +44,32 @@ _COLUMNS: tuple[tuple[str, Callable[[dict], float | None], float, int], ...] = (
 )
 
 
-def table(lines: Sequence[dict]) -> str:
-    """Markdown: a line for each row of the grid that has runs, in the grid's order."""
-    by_row = collections.defaultdict(list)
+def table(lines: Sequence[dict], keys: Sequence[str] = ("row",)) -> str:
+    """Markdown: a line for all seeds of a run, in the grid's order.
+
+    Args:
+      lines: of runs.
+      keys: fields of a line that tell runs apart, "row" at the end; a column each.
+    """
+    order = {
+        "data": list(grid.DATA),
+        "part": ["test", "validation"],
+        "row": list(grid.ROWS),
+    }
+    orders = [order[key] for key in keys]
+    runs = collections.defaultdict(list)
     for line in lines:
-        by_row[line["row"]].append(line)
-    head = ["row", "seeds", *(title for title, *_ in _COLUMNS)]
+        runs[tuple(line[key] for key in keys)].append(line)
+
+    def place(names: tuple[str, ...]) -> list[int]:
+        return [all_.index(name) for all_, name in zip(orders, names, strict=True)]
+
+    head = [*keys, "seeds", *(title for title, *_ in _COLUMNS)]
     text = [head, ["---"] * len(head)]
-    for row in grid.ROWS:
-        if runs := by_row.get(row):
-            cells = [_cell([of(r) for r in runs], f, d) for _, of, f, d in _COLUMNS]
-            text.append([row, str(len(runs)), *cells])
+    for names in sorted(runs, key=place):
+        seeds = runs[names]
+        cells = [_cell([of(r) for r in seeds], f, d) for _, of, f, d in _COLUMNS]
+        text.append([*names, str(len(seeds)), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in text)
 
 
@@ -72,9 +87,10 @@ def fill(page: str, lines: Sequence[dict], earlier: Sequence[dict] = ()) -> str:
     """The page with its tables made anew."""
 
     def block(match: re.Match) -> str:
-        head, when, data, part, end = match.groups()
-        found = lines if when == "runs" else earlier
-        wanted = [x for x in found if (x["data"], x["part"]) == (data, part)]
+        head, data, part, end = match.groups()
+        if data is None:
+            return f"{head}{table(earlier, ('data', 'part', 'row'))}{end}"
+        wanted = [x for x in lines if (x["data"], x["part"]) == (data, part)]
         return f"{head}{table(wanted)}{end}"
 
     return _BLOCK.sub(block, page)

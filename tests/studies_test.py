@@ -74,9 +74,9 @@ def test_tables_have_mean_deviation_and_number():
     assert rows[1][:3] == ["| 1-head", "1", "50.0"]
     assert rows[0][6] == "0.25 ± 0.00"
     assert tables.fill(filled, lines) == filled
-    earlier = page.replace("runs", "earlier")
-    assert "| 1-head" in tables.fill(earlier, [], lines)
-    assert "| 1-head" not in tables.fill(earlier, lines, [])
+    earlier = page.replace("runs birds test", "earlier")
+    assert "| birds | test | 1-head | 1 |" in tables.fill(earlier, [], lines)
+    assert "1-head" not in tables.fill(earlier, lines, [])
     assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
 
 

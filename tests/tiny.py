@@ -7,26 +7,34 @@ from abe_jax import models
 from abe_jax.models.trunk import Preprocessing
 
 
+class Quarters(nnx.Module):
+    """The mean colours of an image's quarters, mixed: S of `Tiny`."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.mix = nnx.Linear(12, 8, rngs=rngs)
+
+    def __call__(self, images):
+        size, half = images.shape[0], images.shape[1] // 2
+        colours = images.reshape(size, 2, half, 2, half, 3).mean((2, 4))
+        return self.mix(colours.reshape(size, 12))
+
+
 class Tiny(nnx.Module):
-    """The mean colours of an image's quarters, and a linear layer."""
+    """A linear layer behind them, for two learners."""
 
     num_learners = 2
     preprocessing = Preprocessing((0.0,) * 3, 255.0, False)
 
     def __init__(self, rngs: nnx.Rngs, dim: int = 4):
-        self.body = nnx.Linear(12, 8, rngs=rngs)
+        self.spatial = Quarters(rngs)
         self.head = nnx.Linear(8, self.num_learners * dim, rngs=rngs)
 
     def __call__(self, images):
         return self.from_spatial(self.spatial(images))
 
-    def spatial(self, images):
-        size, half = images.shape[0], images.shape[1] // 2
-        return images.reshape(size, 2, half, 2, half, 3).mean((2, 4)).reshape(size, 12)
-
-    def from_spatial(self, colours):
-        flat = self.head(nnx.tanh(self.body(colours)))
-        learners = flat.reshape(len(colours), self.num_learners, -1)
+    def from_spatial(self, features):
+        flat = self.head(nnx.tanh(features))
+        learners = flat.reshape(len(features), self.num_learners, -1)
         length = jnp.sqrt(jnp.sum(learners**2, axis=-1, keepdims=True) + 1e-12)
         return learners / length
 

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tiny import replace_models
 from train_test import small_config
 
 import abe_jax
@@ -91,6 +92,7 @@ def test_s_stays_and_kept_outputs_train_the_same(trunk, tmp_path):
 
 @pytest.mark.slow
 def test_outputs_are_computed_once_and_a_resumed_run_is_the_same(tmp_path, monkeypatch):
+    replace_models(monkeypatch)
     cache = tmp_path / "cache"
     train.train_and_evaluate(frozen_config(cache, steps=4), str(tmp_path / "whole"))
     (folder,) = cache.iterdir()
@@ -108,7 +110,10 @@ def test_outputs_are_computed_once_and_a_resumed_run_is_the_same(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_another_file_or_another_s_has_features_of_its_own(photos, tmp_path):
+def test_another_file_or_another_s_has_features_of_its_own(
+    photos, tmp_path, monkeypatch
+):
+    replace_models(monkeypatch)
     mine, cache = tmp_path / "photos", tmp_path / "cache"
     shutil.copytree(photos, mine)
 
@@ -148,6 +153,7 @@ def test_what_cannot_be_kept_is_refused(section, fields, message, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_while_outputs_are_computed(tmp_path, monkeypatch):
     """Nothing is left of them, and the run goes on."""
+    replace_models(monkeypatch)
     cache, run = tmp_path / "cache", tmp_path / "run"
     gather = processes.gather_rows
 
@@ -165,7 +171,8 @@ def test_an_interrupt_while_outputs_are_computed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_damaged_cache_is_named(tmp_path):
+def test_a_damaged_cache_is_named(tmp_path, monkeypatch):
+    replace_models(monkeypatch)
     cache = tmp_path / "cache"
     train.train_and_evaluate(frozen_config(cache), str(tmp_path / "run"))
     (folder,) = cache.iterdir()
@@ -175,7 +182,8 @@ def test_a_damaged_cache_is_named(tmp_path):
         train.train_and_evaluate(frozen_config(cache), str(tmp_path / "other"))
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    replace_models(monkeypatch)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="cannot write data.feature_cache"):
         train.train_and_evaluate(
