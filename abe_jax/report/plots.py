@@ -112,22 +112,30 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str
         for line in legend.get_texts():
             line.set_parse_math(False)  # a "$" in a name is no formula
 
-    return _svg(draw, (7.4, 4.2), "map")
+    return _svg(draw, (7.4, 4.2), "map", right=2.4)
 
 
 def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float], salt: str) -> str:
+def _svg(
+    draw: Callable[[Axes], None],
+    size: tuple[float, float],
+    salt: str,
+    *,
+    right: float = 0.1,
+) -> str:
+    # Margins in inches: matplotlib's own layouts draw everything twice to find them.
+    (width, height), left, bottom, top = size, 0.8, 0.5, 0.1
+    place = left, bottom, width - left - right, height - bottom - top
     # Ids that differ between plots of a page, and not between two runs.
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # Of letters that its font lacks: the browser has its own.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
+        figure = Figure(figsize=size)
+        draw(figure.add_axes(tuple(np.divide(place, (*size, *size)))))
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
