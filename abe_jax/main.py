@@ -177,8 +177,10 @@ def _with_config_first(argv: Sequence[str]) -> list[str]:
         mode, _ = command_line.take(rest, _MODE.name)
         workdir, _ = command_line.take(rest, _WORKDIR.name)
         _require(_WORKDIR.name, workdir)
-        if mode in (None, *_FOR_NEW_RUNS):
-            _require(_CONFIG.name, name)
+        assert workdir is not None
+        new = mode in (None, *_FOR_NEW_RUNS) and not config_files.holds_run(workdir)
+        if new:
+            raise UserError(f"--config is required: {workdir} holds no run to resume.")
         path = f"{config_files.__file__}:{workdir}"
     return [rest[0], f"--{_CONFIG.name}={path}", *rest[1:]]
 

@@ -143,11 +143,10 @@ def test_a_finished_run_says_so_again(finished, tmp_path):
     finished_workdir, output, _ = finished
     workdir = shutil.copytree(finished_workdir, tmp_path / "copy")
     before = (workdir / "metrics.jsonl").read_text()
-    status, again, errors = run(
-        *SMALL, "--config.train.steps=8", f"--workdir={workdir}", "--quiet"
-    )
-    assert (status, errors) == (0, "")
-    assert again.splitlines()[:6] == output.splitlines()[:6]
+    for config in ([*SMALL, "--config.train.steps=8"], []):  # its own, too
+        status, again, errors = run(*config, f"--workdir={workdir}", "--quiet")
+        assert (status, errors) == (0, "")
+        assert again.splitlines()[:6] == output.splitlines()[:6]
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -212,7 +211,7 @@ BAD = {
         ["--config=configs/quickstart.py"],
         "--workdir is required; see --help",
     ),
-    "no config": (["--workdir=W"], "--config is required; see --help"),
+    "no config": (["--workdir=W"], "holds no run to resume."),
     "no such config": (["--config=configs/no.py", "--workdir=W"], "configs/no.py"),
     "no config of this name": (
         ["--config=quickstrat", "--workdir=W"],

@@ -67,6 +67,15 @@ def find(name: str) -> str:
     )
 
 
+def holds_run(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run began in the workdir.
+
+    Raises:
+      UserError: see `locate`.
+    """
+    return (locate(workdir) / CONFIG_FILE).exists()
+
+
 def stored(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields that a run left in its workdir, as JSON has them.
 
