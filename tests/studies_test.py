@@ -7,14 +7,14 @@ import pytest
 from tiny import replace_models
 from train_test import small_config
 
-from abe_jax import models
-from studies import figures, grid, run, tables
+from abe_jax import data, evaluate, models
+from studies import figures, grid, picture, run, tables
 
 
 @pytest.mark.parametrize("row", grid.ROWS)
 def test_a_row_changes_what_it_says_and_is_possible(row):
-    for data in grid.DATA:
-        config = grid.config_of(data, row, 3, "validation")
+    for name in grid.DATA:
+        config = grid.config_of(name, row, 3, "validation")
         flat = dict(_flat(config))
         assert grid.ROWS[row].overrides.items() <= flat.items()
         assert (flat["seed"], flat["data.validation_fraction"]) == (3, 0.2)
@@ -120,6 +120,23 @@ def test_the_figure_has_what_the_lines_have(tmp_path):
 )
 def test_the_curve_of_a_row(row, kind):
     assert figures.kind_of(row) == kind
+
+
+def test_the_picture_frames_what_is_right_and_wrong():
+    images = data.create(small_config().data).evaluation
+    classes = np.unique(images.labels, return_inverse=True)[1]
+    rows = np.eye(classes.max() + 1, dtype=np.float32)[classes]
+    rows[0] = 0.6 * rows[0] + 0.8 * rows[-1]  # looks more like the last class
+    evaluation = evaluate.Evaluation({}, images, rows[:, None], None)
+    drawn = picture.draw(evaluation, images)
+    height = drawn.height // 5 + 1
+    frames = [
+        [drawn.getpixel((x, line * height + 1)) for x in (1, 170, 312)]
+        for line in range(5)
+    ]
+    green, red = (44, 160, 44), (214, 39, 40)
+    assert [colours[0] for colours in frames] == [(90, 90, 90)] * 5
+    assert [colours[1] for colours in frames] == [green] * 4 + [red]
 
 
 def test_the_committed_lines_are_whole():
