@@ -42,7 +42,11 @@ class Data:
     start: str | None = None
 
 
-_EMOJI: Overrides = {"train.steps": 1200, "train.checkpoint_every": 200}
+_EMOJI: Overrides = {
+    "loss.name": "contrastive",
+    "train.steps": 1200,
+    "train.checkpoint_every": 200,
+}
 _PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
 _SLOW: Overrides = {"train.learning_rate": 2e-3}
 _TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
