@@ -66,6 +66,7 @@ DATA: dict[str, Data] = {
     "birds_pairs_long": Data("quickstart", _PAIRS | _SLOW | {"train.steps": 4800}),
     "birds_fast": Data("quickstart", {}),  # the quickstart as it is
     "birds_tuned": Data("quickstart", _PAIRS | _TUNE, start="birds"),
+    "emoji64_config": Data("emoji64", {}),  # as it is
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
     "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
