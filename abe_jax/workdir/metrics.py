@@ -1,18 +1,35 @@
 """Metrics of a run: JSON lines for programs, TensorBoard for people."""
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
-
 from abe_jax.workdir import METRICS_FILE, write_whole, writing
+
+
+@contextlib.contextmanager
+def _as_if_not_installed(package: str) -> Iterator[None]:
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+# tensorboardX imports PyTorch where it can, which takes seconds; not for scalars.
+with _as_if_not_installed("torch"):
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
 
 _log = logging.getLogger(__name__)
 _messages: Any = event_pb2  # protobuf makes their classes when it is imported

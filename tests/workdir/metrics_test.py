@@ -1,8 +1,11 @@
 """Lines of metrics: whole, once, and none of a future that did not happen."""
 
+import importlib.util
 import json
 import math
 import resource
+import subprocess
+import sys
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -117,3 +120,11 @@ def test_tensorboard_drops_what_a_start_from_the_beginning_writes_again(tmp_path
         if event.HasField("session_log")
     ]
     assert steps == [1]
+
+
+@pytest.mark.peers
+def test_pytorch_is_not_imported():
+    """It is installed beside the peers, and takes longer than all the rest."""
+    assert importlib.util.find_spec("torch")
+    code = "import sys, abe_jax.train; assert 'torch' not in sys.modules; import torch"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
