@@ -9,8 +9,8 @@
 Protocol: that of `configs/cub200.py`, on the bounding boxes that come with the data
 set, in training and in testing.
 
-Paper: Recall@1 of 70.6, not to be compared with that on whole images. Not reproduced here
-yet: this project has not trained on the real images.
+Paper: Recall@1 of 70.6, not to be compared with that on whole images. Not
+reproduced here yet: this project has not trained on the real images.
 
 The box is cut out when a record is read, so the records must be large enough: with
 --size=512 (ours) a box of half the image's side still has 256 pixels. It is padded to a
