@@ -45,7 +45,8 @@ class _Mode:
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File in configs/, or its bare name; --config.SECTION.FIELD=VALUE overrides.",
+    "File in configs/, or its bare name; by default that of the run in --workdir. "
+    "--config.SECTION.FIELD=VALUE overrides.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -178,8 +179,7 @@ def _with_config_first(argv: Sequence[str]) -> list[str]:
         workdir, _ = command_line.take(rest, _WORKDIR.name)
         _require(_WORKDIR.name, workdir)
         assert workdir is not None
-        new = mode in (None, *_FOR_NEW_RUNS) and not config_files.holds_run(workdir)
-        if new:
+        if mode in (None, *_FOR_NEW_RUNS) and not config_files.holds_run(workdir):
             raise UserError(f"--config is required: {workdir} holds no run to resume.")
         path = f"{config_files.__file__}:{workdir}"
     return [rest[0], f"--{_CONFIG.name}={path}", *rest[1:]]

@@ -11,7 +11,6 @@ their number.
 import argparse
 import io
 import itertools
-import os
 import pathlib
 import resource
 import tempfile
@@ -70,7 +69,7 @@ def bare_seconds(model: Any, count: int) -> float:
 def decoding_seconds(model: Any, files: list[ImageFile]) -> float:
     """Seconds an image of reading and decoding alone."""
     start = time.perf_counter()
-    for _, result in decoded(files, model.decode, threads=os.cpu_count() or 1):
+    for _, result in decoded(files, model.decode):
         assert isinstance(result, np.ndarray), result
     return (time.perf_counter() - start) / len(files)
 

@@ -43,7 +43,7 @@ def recalls(lines: Sequence[dict]) -> np.ndarray:
 
 
 def by_learners(lines: Sequence[dict]) -> dict[str, dict[int, np.ndarray]]:
-    """Of ABE and M-heads, by the number of learners: recalls as of `recalls`."""
+    """Of ABE and M-heads, by the number of learners: see `recalls`."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for kind, name in (("ABE", "abe-{}"), ("M-heads", "{}-heads")):
         for learners in (1, 2, 4, 8):

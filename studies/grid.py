@@ -107,7 +107,7 @@ ROWS: dict[str, Row] = {
     "pairs": Row(_PAIRS),
     "no batch norm": Row({"model.trunk": "googlenet"}),
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
-    **{f"pixels {p}": Row(_pixels(p)) for p in (96,)},
+    "pixels 96": Row(_pixels(96)),
     **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
     **{
         f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3, 8e-3)
@@ -120,7 +120,7 @@ ROWS: dict[str, Row] = {
     "1-head, multi-similarity, K 4": Row(_ONE | {"data.images_per_class": 4}),
     # Why does it not even learn its training classes? Too few positions, or images
     # that were changed too much, mirrored, covered.
-    **{f"1-head, multi-similarity, pixels {p}": Row(_ONE | _pixels(p)) for p in (96,)},
+    "1-head, multi-similarity, pixels 96": Row(_ONE | _pixels(96)),
     "1-head, multi-similarity, no flip": Row(_ONE | {"augment.flip": 0.0}),
     "1-head, multi-similarity, no colours": Row(
         _ONE | {f"augment.{name}": 0.0 for name in _COLOURS}

@@ -1,15 +1,15 @@
 """The README's picture: queries, and what the quickstart's model finds for them.
 
-    python -m studies.picture --workdir=runs/quickstart
+    python -m studies.picture runs/quickstart
 
 A query to the left of its nearest images: green frames for its class, red for others.
 """
 
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app
 from PIL import Image, ImageOps
 
 from abe_jax import data, evaluate
@@ -18,8 +18,6 @@ from abe_jax.workdir import config_files
 from studies import run
 
 FILE = run.RUNS_FILE.parents[1] / "docs" / "quickstart.png"
-
-_WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Of a quickstart's run.")
 
 _SIDE, _FRAME, _GAP = 128, 5, 4  # pixels
 _FOUND = 7
@@ -54,13 +52,14 @@ def draw(evaluation: evaluate.Evaluation, images: data.Subset) -> Image.Image:
     return picture
 
 
-def main(_, file: pathlib.Path = FILE) -> None:
-    """Writes the picture, in 96 colours."""
-    config: Any = config_files.of_workdir(_WORKDIR.value)
-    evaluation = evaluate.measure_checkpoint(config, _WORKDIR.value)
+def main(argv: Sequence[str]) -> None:
+    """Writes the picture of a run, in 96 colours."""
+    workdir = argv[1] if len(argv) > 1 else "runs/quickstart"
+    config: Any = config_files.of_workdir(workdir)
+    evaluation = evaluate.measure_checkpoint(config, workdir)
     config.data.update(load_size=_SIDE, image_size=_SIDE)  # drawn larger
     images = data.create(config.data).evaluation
-    draw(evaluation, images).quantize(96).save(file, optimize=True)
+    draw(evaluation, images).quantize(96).save(FILE, optimize=True)
 
 
 if __name__ == "__main__":

@@ -56,13 +56,12 @@ def table(lines: Sequence[dict], keys: Sequence[str] = ("row",)) -> str:
         "part": ["test", "validation"],
         "row": list(grid.ROWS),
     }
-    orders = [order[key] for key in keys]
     runs = collections.defaultdict(list)
     for line in lines:
         runs[tuple(line[key] for key in keys)].append(line)
 
     def place(names: tuple[str, ...]) -> list[int]:
-        return [all_.index(name) for all_, name in zip(orders, names, strict=True)]
+        return [order[key].index(n) for key, n in zip(keys, names, strict=True)]
 
     head = [*keys, "seeds", *(title for title, *_ in _COLUMNS)]
     text = [head, ["---"] * len(head)]

@@ -15,7 +15,7 @@ import pytest
 from command_line import SMALL
 from train_test import small_config
 
-from abe_jax import losses, parallel, train
+from abe_jax import evaluate, losses, parallel, retrieval, train
 from abe_jax.models import trunks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -92,6 +92,17 @@ def test_a_loss_is_that_of_one_device_on_several(monkeypatch):
     assert one[0] == pytest.approx(four[0], rel=1e-5)
     np.testing.assert_allclose(one[1], four[1], atol=1e-5)
     assert one[0] > 0
+
+
+def test_a_metric_is_what_it_says():
+    line = "{" + registry_line('"r_precision": ') + "}"
+    metric = eval(line, {"Metric": evaluate.Metric})["r_precision"]
+    labels = np.array([0, 0, 0, 1, 1])
+    rows = np.array([[1, 0], [0.6, 0.8], [0.9, 0.4], [0, 1], [0.1, 1]], np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    result = retrieval.evaluate_retrieval(rows, labels, ks=(1,))
+    # Of two neighbours each, those of image 1 are of the other class; of one, none.
+    assert metric.of(result) == pytest.approx((1 / 2 + 0 + 1 + 1 + 1) / 5)
 
 
 def test_files_and_lines_are_all_it_takes(tmp_path):

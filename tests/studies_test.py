@@ -139,6 +139,12 @@ def test_the_picture_frames_what_is_right_and_wrong():
     assert [colours[1] for colours in frames] == [green] * 4 + [red]
 
 
+def test_the_page_has_the_tables_of_the_committed_lines():
+    page = tables.PAGE.read_text()
+    earlier = run.read_lines(run.EARLIER_FILE)
+    assert tables.fill(page, run.read_lines(), earlier) == page
+
+
 def test_the_committed_lines_are_whole():
     for line in (*run.read_lines(), *run.read_lines(run.EARLIER_FILE)):
         assert line["row"] in grid.ROWS and line["data"] in grid.DATA

@@ -45,7 +45,7 @@ class Graph:
             from usearch.index import Index
         except ImportError as error:
             raise UserError(
-                "--approximate needs usearch: pip install 'abe_jax[approximate]'"
+                "--approximate needs usearch: pip install -e '.[approximate]'"
             ) from error
         digest = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]
         path = stem.with_name(f"{stem.name}-{digest}.usearch")

@@ -122,20 +122,17 @@ class Reader:
 def decoded(
     files: Iterable[ImageFile],
     decode: Callable[[bytes, str], np.ndarray],
-    *,
-    threads: int | None = None,
 ) -> Iterator[tuple[ImageFile, np.ndarray | UserError]]:
     """Reads and decodes images by threads, in order, a few ahead of whoever asks.
 
     Args:
       files: as returned by `find`.
       decode: content and name to pixels; what it raises as UserError is handed on.
-      threads: their number; the processors that this process may use by default.
 
     Yields:
       each image with its pixels, or with the reason why there are none.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0))
     with Reader() as reader, ThreadPoolExecutor(threads) as pool:
 
         def one(file: ImageFile) -> tuple[ImageFile, np.ndarray | UserError]:

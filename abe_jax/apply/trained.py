@@ -22,7 +22,7 @@ from abe_jax.workdir import EVALUATION_FILE, config_files, fields, locate, weigh
 Array: TypeAlias = np.ndarray | jax.Array
 Images: TypeAlias = Array | Path | Sequence[Array] | Sequence[Path]
 
-_ACCEPTED = "it must be uint8 [H, W, 3], RGB, or all of them paths"
+_ACCEPTED = "images must be uint8 arrays [H, W, 3], RGB, or all of them paths"
 
 
 class Trained:
@@ -284,17 +284,20 @@ class Trained:
         return min(size for size in sizes if size >= count)
 
     def _pixels(self, given: Images) -> Iterator[np.ndarray]:
+        items: list[Any]
         if isinstance(given, str | os.PathLike):
-            given = [given]
+            items = [given]
         elif isinstance(given, np.ndarray | jax.Array):
-            given = np.asarray(given)
-            given = given[None] if given.ndim == 3 else given
-        elif not isinstance(given, Sequence):
-            raise ValueError(f"images are {type(given).__name__}; {_ACCEPTED}.")
-        if not len(given):
+            rows = np.asarray(given)
+            items = list(rows[None] if rows.ndim == 3 else rows)
+        elif isinstance(given, Iterable):
+            items = list(given)
+        else:
+            raise ValueError(f"{_ACCEPTED}, not {type(given).__name__}.")
+        if not items:
             raise ValueError("there are no images to embed.")
-        paths = [item for item in given if isinstance(item, str | os.PathLike)]
-        if len(paths) == len(given):
+        paths = [item for item in items if isinstance(item, str | os.PathLike)]
+        if len(paths) == len(items):
             files = itertools.chain.from_iterable(map(find, paths))
             for _, result in decoded(files, self.decode):
                 if isinstance(result, UserError):
@@ -302,12 +305,10 @@ class Trained:
                 yield result
             return
         size, square = self.config.data.load_size, self.config.data.square
-        for item in given:
+        for item in items:
             if not isinstance(item, np.ndarray | jax.Array):
-                raise ValueError(f"an image is a {type(item).__name__}; {_ACCEPTED}.")
+                raise ValueError(f"{_ACCEPTED}, not {type(item).__name__}.")
             if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
-                raise ValueError(
-                    f"an image is {item.dtype} {list(item.shape)}; {_ACCEPTED}."
-                )
+                raise ValueError(f"{_ACCEPTED}, not {item.dtype} {list(item.shape)}.")
             image = Image.fromarray(np.asarray(item))
             yield decoding.to_square(image, size, square)

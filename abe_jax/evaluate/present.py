@@ -35,7 +35,7 @@ def table(columns: dict[str, dict[str, float]], num_learners: int) -> str:
     """A table of all metrics, a row for each learner and the ensemble.
 
     Args:
-      columns: title to flat metrics see `scalars`; e.g. {"untrained": ..., ...}.
+      columns: title to flat metrics (see `scalars`): {"untrained": ..., ...}.
       num_learners: M.
 
     Returns:

@@ -54,7 +54,7 @@ def fetch(url: str) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise UserError(
-            f"{url} needs huggingface_hub: pip install 'abe_jax[hub]'"
+            f"{url} needs huggingface_hub: pip install -e '.[hub]'"
         ) from error
     file = match["file"] or _FILE
     try:

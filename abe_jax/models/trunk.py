@@ -74,7 +74,7 @@ class Preprocessing:
       mean: per channel, in units of 0 to 255, in the trunk's channel order.
       scale: the divisor, in units of 0 to 255: one, or one per channel.
       reverse_channels: True where the trunk reads BGR.
-      multiple_of: the sides of images are multiples of it, such as the side of a patch.
+      multiple_of: the sides of images are divisible by it; that of a ViT's patches.
     """
 
     mean: tuple[float, float, float]
@@ -103,8 +103,8 @@ class Preprocessing:
             below = side // self.multiple_of * self.multiple_of
             near = [str(n) for n in (below, below + self.multiple_of) if n]
             raise UserError(
-                f"images have {' x '.join(map(str, sides))} pixels; model.trunk needs "
-                f"sides that are multiples of its patches' {self.multiple_of}: set "
+                f"images are {' x '.join(map(str, sides))} pixels, but model.trunk "
+                f"needs sides divisible by its patch size, {self.multiple_of}: set "
                 f"--config.data.image_size to {' or '.join(near)}."
             )
 

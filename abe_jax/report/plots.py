@@ -127,7 +127,7 @@ def _svg(
     right: float = 0.1,
 ) -> str:
     # Margins in inches: matplotlib's own layouts draw everything twice to find them.
-    (width, height), left, bottom, top = size, 0.8, 0.5, 0.1
+    (width, height), left, bottom, top = size, 0.9, 0.5, 0.2
     place = left, bottom, width - left - right, height - bottom - top
     # Ids that differ between plots of a page, and not between two runs.
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
@@ -135,7 +135,9 @@ def _svg(
         # Of letters that its font lacks: the browser has its own.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure(figsize=size)
-        draw(figure.add_axes(tuple(np.divide(place, (*size, *size)))))
+        axes = figure.add_axes(tuple(np.divide(place, (*size, *size))))
+        axes.ticklabel_format(useOffset=False)
+        draw(axes)
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)

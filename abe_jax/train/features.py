@@ -102,13 +102,13 @@ def cached(
             reading = data.Reading.of_process(config.data, *processes.place())
             batches = data.evaluation_batches(subset, size, reading)
             stack.callback(batches.close)
+            every = -(-len(subset) // (10 * size))  # about ten lines
             for number, batch in enumerate(batches):
                 images = parallel.split_rows(batch["image"], mesh)
                 rows = program((state.params, state.model_state), images)
                 found = processes.gather_rows(rows)[: len(subset) - number * size]
                 writer.write(found)
-                tenth = -(-len(subset) // (10 * size))
-                if number % tenth == tenth - 1:
+                if number % every == every - 1 or writer.count == len(subset):
                     _log.info("features: %d of %d", writer.count, len(subset))
                 check_stop()
     return _part(subset, *_read(folder, len(subset)))

@@ -8,7 +8,7 @@ import numpy as np
 
 from abe_jax import data, evaluate, parallel, processes
 from abe_jax.train import features, loop, setup
-from abe_jax.workdir import fields
+from abe_jax.workdir import checkpoints, fields, locate
 
 # Steps that are timed, after the first, and batches that are embedded: the same number
 # on all processes, which wait for each other in each.
@@ -21,14 +21,14 @@ def show_forecast(config, workdir: str) -> None:
 
     Args:
       config: of the run.
-      workdir: where it would be; left alone.
+      workdir: where it would be, or is; left alone.
 
     Raises:
       UserError: as training would.
     """
-    del workdir
     fields.require_in_range(config)
-    run = setup.create(config, restored=False)
+    resumes = bool(checkpoints.steps_in(locate(workdir)))
+    run = setup.create(config, restored=resumes)
     mesh, splits = run.mesh, run.splits
     state = parallel.replicate(run.initial_state(), mesh)
     arrays = jax.tree.leaves(state.params)
@@ -85,8 +85,7 @@ def show_forecast(config, workdir: str) -> None:
         "model": f"{name}, {trunk}: {parameters:,} parameters, {megabytes:,.1f} MB",
         "images": ", ".join(f"{count:,} {part}" for part, count in images.items()),
         "batches": f"{size} images on {mesh.size} device{'s' * (mesh.size > 1)}; "
-        f"{steps:,} steps, "
-        f"{turns:,.1f} times all of train",
+        f"{steps:,} steps from the first, {turns:,.1f} times all of train",
         "memory": _memory(),
         "first step": f"{seconds[0]:.0f} s, compilation included",
         "a step": f"{step_seconds:.3f} s, {size / step_seconds:,.0f} images/s",

@@ -26,7 +26,7 @@ def _as_if_not_installed(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
-# tensorboardX imports PyTorch where it can, which takes seconds; not for scalars.
+# tensorboardX imports PyTorch where it can, for seconds; scalars do not need it.
 with _as_if_not_installed("torch"):
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2

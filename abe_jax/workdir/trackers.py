@@ -6,6 +6,7 @@ often it was interrupted. One that does not start ends the run; later trouble wi
 tracker is logged, and costs nothing else.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -130,8 +131,8 @@ def attach(
         return writer
     path = workdir / _RUNS_FILE
     trackers: list[Tracker] = []
-    tracked = TrackedWriter(writer, trackers)
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(writer.close)
         runs = config_files.read_object(path) if path.exists() else {}
         for name in names:
             try:
@@ -139,10 +140,9 @@ def attach(
                 tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
             except Exception as error:  # such as no login; its classes are its own
                 raise UserError(f"{name} does not start: {error}.") from error
+            opened.callback(_log_trouble, tracker.close)
             runs[name] = tracker.run
             trackers.append(tracker)
         write_whole(path, json.dumps(runs) + "\n")
-    except BaseException:
-        tracked.close()
-        raise
-    return tracked
+        opened.pop_all()  # what closes them from here on is the writer
+    return TrackedWriter(writer, trackers)

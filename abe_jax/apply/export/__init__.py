@@ -150,7 +150,7 @@ def _stablehlo(model: Trained) -> tuple[bytes, str]:
 
 
 def _missing(packages: str) -> str:
-    return f"this needs {packages}: pip install 'abe_jax[export]'"
+    return f"this needs {packages}: pip install -e '.[export]'"
 
 
 _FORMS: dict[str, Callable[[Trained], tuple[bytes, str]]] = {

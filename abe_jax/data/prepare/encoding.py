@@ -125,8 +125,8 @@ def encode_files(
     """`encode_file` of every record, in their order, on several processes.
 
     Only a few chunks of files are under way at a time, so that memory is bounded. Close
-    the generator if you stop early: the garbage collector might do so in a thread of
-    the pool, which then waits for itself.
+    the generator if you stop early: the garbage collector might close it in one of the
+    pool's own threads, which would wait for itself.
 
     Raises:
       UserError: a process was killed, as happens where memory runs out.

@@ -58,12 +58,14 @@ def only_one(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock.fileno()).st_ino != os.stat(path).st_ino:
                 raise BlockingIOError  # another one came, failed and removed it
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise UserError(
-                f"another process is preparing {folder}; wait for it or end it."
-            ) from error
-        except OSError as error:  # some network drives know no locks
-            _log.warning("%s cannot be locked (%s): start one only.", folder, error)
+        except OSError as error:
+            if error.errno not in (None, errno.EACCES, errno.EAGAIN, errno.ENOENT):
+                # Some network drives know no locks.
+                _log.warning("%s cannot be locked (%s): start one only.", folder, error)
+            else:
+                raise UserError(
+                    f"another process is preparing {folder}; wait for it or end it."
+                ) from error
         try:
             yield
         except BaseException:
