@@ -45,7 +45,7 @@ def start(arguments: list[str], folder) -> str:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands(folder, command):
-    python, *arguments = shlex.split(command)
+    python, *arguments = shlex.split(command, comments=True)
     assert python == "python"
     start([sys.executable, *arguments], folder)
     written = [a.partition("=")[2] for a in arguments if a.startswith("--output=")]
