@@ -116,7 +116,7 @@ def test_errors_of_others(package):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'abe_jax\[hub\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[hub\]'"):
         weight_files.read("hf://timm/resnet50.tv_in1k")
 
 

@@ -184,7 +184,7 @@ def test_positions_are_those_of_the_grid():
     ("trunk", "size", "message"),
     [
         ("vit_small_patch14_dinov2", 224, None),
-        ("vit_small_patch14_dinov2", 256, "patches of 14"),
+        ("vit_small_patch14_dinov2", 256, "divisible by its patch size, 14"),
         ("vit_base_patch16", 250, "data.image_size to 240 or 256."),
         ("vit_base_patch16", 15, "data.image_size to 16."),
         ("resnet50", 223, None),
