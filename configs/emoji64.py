@@ -6,9 +6,10 @@
 `python -m studies.emoji64 --output=emoji64` makes the drawings; it needs Node.js's
 `npm` and `pip install resvg-py`. The first half of the sorted classes trains, the
 second half tests: 4,072 queries of 682 classes that were never seen. 16 x 16 raw pixels
-reach Recall@1 0.26. All settings are ours; the paper has no such data set. The loss was
-chosen on validation classes with one head (docs/results.md): the paper's contrastive
-loss, `--config.loss.name=contrastive`, learns more slowly there.
+reach Recall@1 0.26, this 0.493 (seed 0, 70 minutes on one busy core, 8887faf). All
+settings are ours; the paper has no such data set. The loss was chosen on validation
+classes with one head (docs/results.md): the paper's contrastive loss,
+`--config.loss.name=contrastive`, learns more slowly there.
 """
 
 from ml_collections import ConfigDict
