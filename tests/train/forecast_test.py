@@ -35,7 +35,8 @@ def test_parameters_batches_memory_and_time(tmp_path, capsys):
     number = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert rows["model"].startswith(f"abe, vit_small_patch16: {number:,} parameters, ")
     assert rows["images"] == "120 train, 40 test"
-    assert rows["batches"] == "16 images on 8 devices; 40 steps, 5.3 times all of train"
+    batches = "16 images on 8 devices; 40 steps from the first, 5.3 times all of train"
+    assert rows["batches"] == batches
     assert rows["memory"].endswith(" MB of this process at most")
     assert rows["a step"].endswith(" images/s")
     assert rows["evaluation"].endswith(" s to embed, 4 of them")
