@@ -106,6 +106,8 @@ def require_divisible(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
     Raises:
       UserError: the batch is not divisible by the number of devices times chunks.
     """
+    if chunks < 1:
+        raise UserError(f"train.chunks is {chunks}; it must be a whole number from 1.")
     if batch_size % (mesh.size * chunks):
         each = f" with {chunks} chunks each" if chunks > 1 else ""
         raise UserError(

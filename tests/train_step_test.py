@@ -206,6 +206,7 @@ def test_batch_norm_cannot_be_chunked():
             2,
             "24 is not divisible by 8 devices with 2 chunks each; .*multiple of 16",
         ),
+        (16, 0, "train.chunks is 0"),
     ],
 )
 def test_batches_that_cannot_be_shared(batch_size, chunks, message):

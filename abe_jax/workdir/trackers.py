@@ -92,9 +92,9 @@ class TrackedWriter:
 
     def close(self) -> None:
         """Closes all."""
-        self._writer.close()
-        for tracker in self._trackers:
+        for tracker in self._trackers:  # first: on a full disk the other one raises
             _log_trouble(tracker.close)
+        self._writer.close()
 
 
 def _log_trouble(call: Callable[..., None], *arguments: Any) -> None:
@@ -131,8 +131,9 @@ def attach(
         return writer
     path = workdir / _RUNS_FILE
     trackers: list[Tracker] = []
+    tracked = TrackedWriter(writer, trackers)
     with contextlib.ExitStack() as opened:
-        opened.callback(writer.close)
+        opened.callback(tracked.close)
         runs = config_files.read_object(path) if path.exists() else {}
         for name in names:
             try:
@@ -140,9 +141,8 @@ def attach(
                 tracker = TRACKERS[name](module, workdir.name, config, runs.get(name))
             except Exception as error:  # such as no login; its classes are its own
                 raise UserError(f"{name} does not start: {error}.") from error
-            opened.callback(_log_trouble, tracker.close)
             runs[name] = tracker.run
             trackers.append(tracker)
         write_whole(path, json.dumps(runs) + "\n")
-        opened.pop_all()  # what closes them from here on is the writer
-    return TrackedWriter(writer, trackers)
+        opened.pop_all()  # nothing failed: they stay open
+    return tracked

@@ -139,7 +139,7 @@ def _read(tree: Tree, expected: Expected) -> Listing:
     del expected  # there are no official numbers
     found = arrange(tree)
     images = zip(found.names, found.labels.tolist(), found.roles, strict=True)
-    ordered = sorted(images, key=lambda image: (ROLES.index(image[2]), *image[1::-1]))
+    ordered = sorted(images, key=lambda i: (ROLES.index(i[2]), i[1], i[0]))
     records = [
         Record(tree.files[found.prefix + name], name, found.class_names[label], role)
         for name, label, role in ordered

@@ -170,32 +170,35 @@ def _summary(folder: pathlib.Path) -> str:
 
 def _define_flags() -> tuple[str, ...]:
     """Defines the flags, and returns their names; not when this is imported."""
-    flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}.")
-    flags.DEFINE_string(
-        "source",
-        None,
-        "Folder, zip, tgz or tar file with the data set, in any known layout.",
+    defined = (
+        flags.DEFINE_string("dataset", None, f"One of {', '.join(_known())}."),
+        flags.DEFINE_string(
+            "source",
+            None,
+            "Folder, zip, tgz or tar file with the data set, in any known layout.",
+        ),
+        flags.DEFINE_string(
+            "data_dir", None, "Folder to write to: DIR/cub200/1.0.0/..."
+        ),
+        flags.DEFINE_integer(
+            "size", 256, "Short side of the stored images, pixels; none is enlarged."
+        ),
+        flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100."),
+        flags.DEFINE_bool(
+            "keep_original", False, "Store images at their size, JPEG files unchanged."
+        ),
+        flags.DEFINE_bool(
+            "skip_bad",
+            False,
+            "Leave out files that are no usable images, and list them.",
+        ),
+        flags.DEFINE_integer(
+            "num_processes",
+            len(os.sched_getaffinity(0)),
+            "Processes; all cores by default.",
+        ),
     )
-    flags.DEFINE_string("data_dir", None, "Folder to write to: DIR/cub200/1.0.0/...")
-    flags.DEFINE_integer(
-        "size", 256, "Short side of the stored images, pixels; none is enlarged."
-    )
-    flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100.")
-    flags.DEFINE_bool(
-        "keep_original", False, "Store images at their size, JPEG files unchanged."
-    )
-    flags.DEFINE_bool(
-        "skip_bad", False, "Leave out files that are no usable images, and list them."
-    )
-    flags.DEFINE_integer(
-        "num_processes",
-        len(os.sched_getaffinity(0)),
-        "Processes; all cores by default.",
-    )
-    return (
-        *("dataset", "source", "data_dir", "size", "quality"),
-        *("keep_original", "skip_bad", "num_processes"),
-    )
+    return tuple(flag.name for flag in defined)
 
 
 def _main(argv: Sequence[str]) -> None:
