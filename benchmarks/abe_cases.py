@@ -29,6 +29,7 @@ class Case:
       dtype: "float32" or "bfloat16", of the trunk's computation.
       rematerialize: whether ours computes blocks again, backward.
       trunk: "googlenet" (BVLC's) or "resnet50", which the peer has too.
+      in_turn: whether ours runs G for one learner after another.
     """
 
     learners: int
@@ -37,6 +38,7 @@ class Case:
     dtype: str
     rematerialize: bool = False
     trunk: str = "googlenet"
+    in_turn: bool = False
 
     def config(self) -> Any:
         """The default config, for this model and these images."""
@@ -47,6 +49,7 @@ class Case:
             embedding_dim=EMBEDDING_DIM,
             dtype=self.dtype,
             rematerialize=self.rematerialize,
+            learners_in_turn=self.in_turn,
         )
         config.data.image_size = self.size
         config.train.batch_size = self.batch

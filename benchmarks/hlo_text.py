@@ -34,7 +34,7 @@ class Instruction:
       op: what it does, as "fusion".
       shapes: of its results, as "f32[8,16]".
       size: bytes of its results, wherever they are.
-      moved: bytes it reads from and writes to main memory.
+      moved: bytes it reads from and writes to main memory, in all trips of its loop.
       where: "file:line" of its source.
       scope: its path through the program's named scopes.
       chain: what its steps have in common, where it was cut into a chain of them.
@@ -62,17 +62,49 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
 
     Args:
       text: as `compiled.as_text()` gives it.
-      entry: whether only what its entry computation does, in its order; or also what
-        it calls, such as loops and fusions, where bytes moved are not known.
+      entry: whether only what its entry computation and its loops do, in its order; or
+        also what they call, such as fusions, where bytes moved are not known.
     """
     frames = _frames(text)
+    if entry:
+        yield from _entry(text, text[text.index("\nENTRY ") :], 1, frames)
+    else:
+        yield from _instructions(text, 1, frames)
+
+
+def _entry(
+    text: str, computation: str, trips: int, frames: dict[str, str]
+) -> Iterator[Instruction]:
+    """Instructions of a computation, each loop's in its place."""
+    for each in _instructions(computation, trips, frames):
+        yield each
+        if each.op == "while":
+            line = re.search(rf"%{re.escape(each.name)} = .*", computation)
+            assert line
+            condition, body = (
+                _computation(text, name)
+                for name in re.findall(r"(?:condition|body)=%([\w.-]+)", line[0])
+            )
+            # Counted from 0 up to a constant; XLA does not always tell how far.
+            ends = re.findall(r" constant\((\d+)\)", condition)
+            count = int(ends[0]) if len(ends) == 1 else 1
+            yield from _entry(text, body, trips * count, frames)
+
+
+def _computation(text: str, name: str) -> str:
+    start = text.index(f"\n%{name} ")
+    return text[start : text.index("\n}", start)]
+
+
+def _instructions(
+    computation: str, trips: int, frames: dict[str, str]
+) -> Iterator[Instruction]:
     known: dict[str, list[_Array]] = {}
-    start = text.index("\nENTRY ") if entry else 0
-    for line in text[start:].splitlines()[1:]:
+    for line in computation.splitlines()[1:]:
         found = _INSTRUCTION.match(line)
         if not found:
             continue
-        arrays = known[found["name"]] = _arrays(found["shape"])
+        arrays = known[found["name"]] = _arrays(found["shape"], trips)
         op = found["op"]
         operands = [
             array
@@ -88,7 +120,7 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
             op=op,
             shapes=tuple(array.shape for array in arrays),
             size=sum(array.size for array in results),
-            moved=_moved(op, operands, results),
+            moved=trips * _moved(op, operands, results),
             where=frames.get(frame[1], "") if frame else "",
             scope=scope[1] if scope else "",
             chain=chain[1] if chain else found["name"],
@@ -119,16 +151,17 @@ def bytes_by(text: str, key: Callable[[Instruction], str]) -> dict[str, int]:
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def _arrays(shape: str) -> list[_Array]:
-    return [
-        _Array(
-            f"{dtype}[{dims}]",
-            _BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n),
-            "S(" not in layout,
-        )
-        for dtype, dims, layout in _SHAPE.findall(shape)
-        if dtype in _BYTES
-    ]
+def _arrays(shape: str, trips: int) -> list[_Array]:
+    """Arrays of a shape, or of a tuple's; of one with a row a trip, a trip's row."""
+    arrays = []
+    for dtype, dims, layout in _SHAPE.findall(shape):
+        if dtype in _BYTES:
+            sides = [int(n) for n in dims.split(",") if n]
+            count = math.prod(sides[1:] if sides[:1] == [trips] else sides)
+            arrays.append(
+                _Array(f"{dtype}[{dims}]", _BYTES[dtype] * count, "S(" not in layout)
+            )
+    return arrays
 
 
 def _results(op: str, arrays: list[_Array]) -> list[_Array]:
@@ -140,7 +173,7 @@ def _results(op: str, arrays: list[_Array]) -> list[_Array]:
 
 
 def _moved(op: str, operands: list[_Array], results: list[_Array]) -> int:
-    if op in _FREE or op.endswith("-done"):
+    if op in _FREE or op == "while" or op.endswith("-done"):
         return 0
     written = sum(array.size for array in results if array.in_main_memory)
     if op == "slice-start":  # reads what it gives, not all it could

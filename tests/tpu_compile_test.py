@@ -22,14 +22,14 @@ EMBEDDING_DIM = 512
 pytestmark = pytest.mark.tpu_compile
 
 
-def start(folder, topology, programs):
+def start(folder, topology, programs, *options):
     """Has the programs compiled for a topology, in a process of its own."""
     # The CPU's flags of the other tests mean nothing here.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no chip is there to be shared
     command = [sys.executable, str(BENCHMARKS / "tpu_compile.py")]
     command += [f"--topology={topology}", f"--programs={','.join(programs)}"]
-    command += ["--learners=2", "--size=64", "--batch=4", f"--text={folder}"]
+    command += ["--learners=2", "--size=64", "--batch=4", f"--text={folder}", *options]
     return subprocess.Popen([*command, f"--json={folder}/rows.jsonl"], env=environment)
 
 
@@ -53,6 +53,14 @@ def both(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_chips(both):
     return both[0]
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory):
+    """A step whose learners run in turn: ({"step": its row}, {"step": its text})."""
+    folder = tmp_path_factory.mktemp("in_turn")
+    with start(folder, "v5e:2x2", ("step",), "--in_turn") as process:
+        return compiled(process, folder)
 
 
 def check_collectives_of_a_step(text, chips):
@@ -94,10 +102,22 @@ def test_a_step_of_256_chips(both):
     check_collectives_of_a_step(texts["step"], 256)
 
 
+def test_a_step_with_learners_in_turn(in_turn):
+    """Its loops, forward and backward, run for each learner; gradients are one sum."""
+    text = in_turn[1]["step"]
+    check_collectives_of_a_step(text, 4)
+    loops = [i for i in hlo_text.instructions(text) if i.op == "while"]
+    assert len(loops) == 2
+    check_bytes(in_turn[0]["step"], "GB of main memory")
+
+
 @pytest.mark.parametrize("program", ["step", "embed", "retrieval"])
 @pytest.mark.parametrize("count", ["GB", "GB of main memory"])
 def test_bytes_are_those_of_the_committed_line(four_chips, program, count):
-    row = four_chips[0][program]
+    check_bytes(four_chips[0][program], count)
+
+
+def check_bytes(row, count):
     named = ("benchmark", "program", "model", "topology", "size", "dtype", "jax")
     named += ("images a device",)
     lines = map(json.loads, (BENCHMARKS / "tpu_compile.jsonl").read_text().splitlines())

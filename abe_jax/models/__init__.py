@@ -62,6 +62,7 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
         arguments["num_learners"] = config.num_learners
     if config.name == "abe":
         arguments["attention_blocks"] = config.get("attention_blocks")
+        arguments["learners_in_turn"] = config.get("learners_in_turn", False)
     model = _MODELS[config.name](**arguments, rngs=rngs)
     if path:
         weights.initialize(model, path, trunk=config.trunk)
@@ -107,6 +108,12 @@ def check(config) -> None:
         raise UserError(
             "model.freeze_batch_norm needs a trunk with batch norm, such as "
             f"{having}; model.trunk is {config.trunk!r}."
+        )
+    frozen = config.get("freeze_batch_norm") or not trunk.has_batch_norm
+    if config.get("learners_in_turn") and not frozen:
+        raise UserError(
+            "model.learners_in_turn needs model.freeze_batch_norm=True, or a trunk "
+            "without batch norm: else its statistics are those of all learners' maps."
         )
     if config.get("pretrained") and config.width != 1:
         raise UserError(

@@ -3,7 +3,7 @@
     B_m(x) = G(S(x) * A_m(S(x)))
 
 S, G and the attention's common part are shared by the learners; each learner owns one
-1 x 1 convolution. All learners run as one batch of M * B maps.
+1 x 1 convolution. All learners run as one batch of M * B maps, or in turn.
 """
 
 from functools import partial
@@ -73,6 +73,7 @@ class ABE(Embedder):
         trunk: str | Trunk = "googlenet",
         branch: str | None = None,
         attention_blocks: int | None = None,
+        learners_in_turn: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes an ensemble with random weights.
@@ -85,12 +86,15 @@ class ABE(Embedder):
             the first of them, which is the paper's.
           attention_blocks: how many of the trunk's blocks behind S the attention branch
             copies; by default the paper's number.
+          learners_in_turn: G sees one learner's maps at a time, and computes them again
+            backward; else those of all at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
         trunk = trunk_of(trunk)
         branch = branch or trunk.branches[0]
         stages_of_s, stages_of_g = trunk.split(branch)
         super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
+        self.learners_in_turn = learners_in_turn
         self.global_features = trunk.section(stages_of_g, rngs=rngs)
         self.attention_branch = Attention(
             num_learners,
@@ -114,8 +118,16 @@ class ABE(Embedder):
         """S's output to embeddings; see `__call__`."""
         with jax.named_scope("attention"):
             masks = self.attention_branch(features)
-            seen = masked(features, masks)
+        learn = partial(self._learn, features)
         with jax.named_scope("learners"):
-            embeddings = at_least_float32(self.head(self.global_features(seen)))
-        by_learner = embeddings.reshape(*masks.shape[:2], -1)
+            if self.learners_in_turn:
+                by_learner = jax.lax.map(jax.checkpoint(learn), masks[:, None])[:, 0]
+            else:
+                by_learner = learn(masks)
         return unit_length(jnp.moveaxis(by_learner, 0, 1))
+
+    def _learn(self, features: SpatialFeatures, masks: jax.Array) -> jax.Array:
+        """The unscaled embeddings, `[M, B, D/M]`, of the learners with these masks."""
+        seen = masked(features, masks)
+        embeddings = at_least_float32(self.head(self.global_features(seen)))
+        return embeddings.reshape(*masks.shape[:2], -1)

@@ -29,6 +29,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.sharding import Mesh
 
 from abe_jax import augment, data, models, parallel, processes, train_step
+from abe_jax.data.datasets.tree import local
 from abe_jax.errors import UserError, require_known
 from abe_jax.workdir import NotWritable
 
@@ -87,7 +88,7 @@ def cached(
       UserError: an image cannot be read, or the cache is damaged.
       NotWritable: the cache cannot be written.
     """
-    cache = pathlib.Path(config.data.feature_cache).expanduser()
+    cache = local(config.data.feature_cache, "data.feature_cache")
     folder = cache / _key(subset, config, model, state)
     if not processes.all_agree((folder / _ABOUT).exists()):
         with contextlib.ExitStack() as stack:
@@ -150,6 +151,7 @@ def _key(
     for name in (
         "pretrained",
         "rematerialize",
+        "learners_in_turn",
         "num_learners",
         "embedding_dim",
         "name",

@@ -126,6 +126,7 @@ RANGES: Mapping[str, Range] = {
 FREE_FIELDS = (
     "model.pretrained",  # read once, at the first start
     "model.rematerialize",
+    "model.learners_in_turn",
     "data.path",
     "data.in_memory",
     "data.feature_cache",

@@ -1,11 +1,11 @@
 """Each exported file against the model itself, by the examples of docs/use.md."""
 
-import datetime
 import json
 import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from apply.conftest import make_run
@@ -64,18 +64,14 @@ def exported(request, tmp_path_factory):
 
 def test_stablehlo(exported):
     model, folder, expected = exported
-    begun = datetime.date.today()
     note = export.write(model, folder / "model.stablehlo")
     assert "cpu, cuda, tpu" in note
-    (until,) = map(datetime.date.fromisoformat, re.findall(r"until (\S+)", note))
-    assert begun <= until - datetime.timedelta(days=180) <= datetime.date.today()
+    assert f"made by JAX {jax.__version__}: a JAX" in note
     found = run_example(".stablehlo", folder)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_stablehlo_takes_any_batch_on_each_platform(exported):
-    import jax
-
     model, folder, _ = exported
     export.write(model, folder / "model.stablehlo")
     program = jax.export.deserialize(
@@ -138,16 +134,17 @@ def test_safetensors(exported):
 
 
 @pytest.mark.slow
-def test_bfloat16_is_exported_in_float32(workdir, model, tmp_path):
-    import jax
-
+def test_how_a_run_computes_is_not_exported(workdir, model, tmp_path):
     config = model.config.copy_and_resolve_references()
-    config.model.dtype = "bfloat16"
+    config.model.update(dtype="bfloat16", learners_in_turn=True)
     rounded = Trained(workdir, config=config)
+    assert rounded.attention(np.zeros((40, 40, 3), np.uint8)).dtype == np.float32
     export.write(rounded, tmp_path / "model.stablehlo")
     program = jax.export.deserialize(
         bytearray((tmp_path / "model.stablehlo").read_bytes())
     )
+    assert "bf16" not in program.mlir_module()
+    assert "stablehlo.while" not in program.mlir_module()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
     expected = model.embed(pixels).reshape(2, -1)
     np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)

@@ -227,6 +227,10 @@ def test_new_layers(name):
         ({"num_learners": 0}, "is not divisible"),
         ({"width": 0.0}, "above 0"),
         ({"freeze_batch_norm": True}, "'googlenet_bn'"),
+        (
+            {"trunk": "googlenet_bn", "learners_in_turn": True},
+            "learners_in_turn needs model.freeze_batch_norm=True",
+        ),
         ({"pretrained": "x.onnx"}, "model.width = 1"),
         ({"pretrained": "x.onnx", "width": 1.0}, "no such file"),
     ],

@@ -6,7 +6,6 @@ an example for each. They compute in float32 by the plain operations; the CPU lo
 of `abe_jax.models` need a batch of a known size.
 """
 
-import datetime
 import json
 from collections.abc import Callable
 
@@ -23,8 +22,6 @@ from abe_jax.errors import UserError
 from abe_jax.models.cpu import lowering
 from abe_jax.workdir import claim
 
-# JAX reads what an older JAX exported for at least so long.
-_READABLE = datetime.timedelta(days=180)
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 _TOLERANCE = 1e-4
@@ -64,9 +61,11 @@ def write(model: Trained, output: Path) -> str:
     """
     path = local(output, "output")
     make = by_suffix(path, _FORMS)
-    if model.config.model.dtype != "float32":
+    own = model.config.model
+    if own.dtype != "float32" or own.get("learners_in_turn"):
         config = model.config.copy_and_resolve_references()
-        config.model.dtype = "float32"
+        with config.unlocked():  # the ONNX writer knows no loops
+            config.model.update(dtype="float32", learners_in_turn=False)
         model = Trained(model.workdir, model.step, config=config)
     content, note = make(model)
     with written(path) as part:
@@ -142,10 +141,9 @@ def _stablehlo(model: Trained) -> tuple[bytes, str]:
     with lowering.plain_operations():
         program = jax.jit(_program(model))
         exported = jax.export.export(program, platforms=_PLATFORMS)(images)
-    until = datetime.date.today() + _READABLE
     return bytes(exported.serialize()), (
-        f"for {', '.join(_PLATFORMS)}; made by JAX {jax.__version__}, which newer ones "
-        f"read until {until} at least; after these six months export again"
+        f"for {', '.join(_PLATFORMS)}; made by JAX {jax.__version__}: a JAX that was "
+        "released up to six months later reads it; for newer ones export again"
     )
 
 
