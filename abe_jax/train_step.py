@@ -13,6 +13,7 @@ from abe_jax import augment, losses
 from abe_jax.errors import UserError
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.parallel import DATA_AXIS
+from abe_jax.precision import at_least_float32
 
 Tree = Any
 
@@ -272,8 +273,10 @@ def make_embed_step(
 def make_attention_step(
     model: nnx.Module, image_size: int
 ) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
-    """As `make_embed_step`, but returns the masks `[B, M, h, w, C]`."""
-    return _on_centre_crops(model, image_size, lambda net, x: net.attention(x))
+    """As `make_embed_step`, but returns the masks `[B, M, h, w, C]`, float32."""
+    return _on_centre_crops(
+        model, image_size, lambda net, x: at_least_float32(net.attention(x))
+    )
 
 
 def make_features_step(

@@ -8,7 +8,6 @@ A query to the left of its nearest images: green frames for its class, red for o
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import app
 from PIL import Image, ImageOps
 
@@ -32,7 +31,7 @@ def draw(evaluation: evaluate.Evaluation, images: data.Subset) -> Image.Image:
       images: the queries, as uint8 `[size, size, 3]` of any size.
     """
     found = findings.nearest(evaluation, _FOUND)
-    even = np.linspace(0, len(images) - 1, 9).astype(int)[1::2]
+    even = data.evenly(len(images), 9)[1::2]
     queries = [*even.tolist(), *found.hardest()[:1].tolist()]
     step = _SIDE + 2 * _FRAME + _GAP
     size = (_FOUND + 1) * step + 5 * _GAP, len(queries) * step - _GAP

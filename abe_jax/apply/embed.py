@@ -51,7 +51,7 @@ def write_embeddings(
 ) -> list[tuple[ImageFile, UserError]]:
     """Writes the embeddings of all images of a folder, in the order of their names.
 
-    The memory that it takes does not grow with their number.
+    Of all images only the names are held at once.
 
     Args:
       model: as returned by `abe_jax.load`.

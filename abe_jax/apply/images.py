@@ -49,13 +49,17 @@ class ImageFile:
     version: tuple[int, int]
 
 
-def find(path: Path) -> list[ImageFile]:
+def find(path: Path, what: str = "images") -> list[ImageFile]:
     """Lists the images of a folder, of a zip file, or the one image, sorted by name.
+
+    Args:
+      path: of the folder, zip file or image.
+      what: the flag or argument that gave it, for messages.
 
     Raises:
       UserError: nothing is there, it holds no images, or a folder cannot be read.
     """
-    path = local(path, "images")
+    path = local(path, what)
     if path.is_dir():
         found = _in_folder(path)
     elif path.suffix.lower() == ".zip" and path.is_file():

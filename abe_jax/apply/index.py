@@ -204,9 +204,9 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         _require_writable(path)
     try:
         for done, embeddings in model.embed_files(progress.bar(todo), refuse):
+            parts.append(embeddings)  # first: Ctrl-C may come between these lines
             rows |= {image.name: number + i for i, image in enumerate(done)}
             number += len(done)
-            parts.append(embeddings)
     finally:
         # After Ctrl-C too: what was embedded need not be embedded again.
         names = sorted(rows)

@@ -47,15 +47,15 @@ def search_images(
 
     Raises:
       UserError: the config is not that of the run, no images, no query that can be
-        read, or no such learner.
+        read, no such learner; or, after the matches, the page cannot be written.
     """
-    queries = find(query)
+    queries = find(query, "query")
     claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
     model.check_search(top_k, learner)
     index = model.index(images)
     changes = index.changes
-    progress.list_refused(changes.unreadable)
+    progress.list_refused(map(printable, changes.unreadable))
     refused: list[UserError] = []
     done = list(model.embed_files(queries, lambda _, error: refused.append(error)))
     if not done:
@@ -67,7 +67,11 @@ def search_images(
     path = locate(workdir) / SEARCH_FILE
     compared_by = "all learners" if learner is None else f"learner {learner}"
     title = f"What {printable(query)} finds"
-    write_page(path, title, queries, index, results, compared_by)
+    unwritten = None
+    try:  # before it is printed, perhaps to a program that soon reads no more
+        write_page(path, title, queries, index, results, compared_by)
+    except UserError as error:
+        unwritten = error
     print(
         f"{len(index):,} images of {printable(images)}: {changes.embedded:,} embedded, "
         f"{changes.kept:,} as before, {changes.dropped:,} gone"
@@ -78,6 +82,8 @@ def search_images(
         print(f"\n{printable(file.name)}")
         for rank, match in enumerate(matches, start=1):
             print(f"{rank:>4}  {match.score:>7.4f}  {printable(match.path)}")
+    if unwritten is not None:
+        raise unwritten
     print(f"\n{path}")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -71,10 +70,7 @@ class Trained:
     def evaluation(self) -> dict[str, Any]:
         """Content of the run's `evaluation.json`; empty where there is none."""
         path = self.workdir / EVALUATION_FILE
-        try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}.") from error
+        return config_files.read_object(path) if path.exists() else {}
 
     @cached_property
     def identity(self) -> str:

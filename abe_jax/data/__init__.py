@@ -6,6 +6,7 @@ from abe_jax.data.pipeline import (
     Reading,
     Subset,
     evaluation_batches,
+    evenly,
     train_batches,
 )
 from abe_jax.data.splits import Splits, create, differences
@@ -19,5 +20,6 @@ __all__ = [
     "create",
     "differences",
     "evaluation_batches",
+    "evenly",
     "train_batches",
 ]

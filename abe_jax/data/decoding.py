@@ -72,8 +72,8 @@ def decode(
       uint8 `[size, size, 3]`.
 
     Raises:
-      UserError: the data is no image of `FORMATS`, is cut short, or is larger than
-        Pillow's bound.
+      UserError: the data is no image of `FORMATS`, is cut short, is larger than
+        Pillow's bound, or has pixels of an unknown range: of more than 16 bits.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -155,6 +155,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
         # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535.
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("its pixels are not of 8 or 16 bits")
         return Image.fromarray(
             np.clip(values / 257.0, 0, 255).astype(np.uint8)
         ).convert("RGB")

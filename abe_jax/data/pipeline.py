@@ -89,9 +89,13 @@ class Subset:
         return self.source[int(self.indices[position])]
 
     def spread(self, number: int) -> "Subset":
-        """`number` images of the part, evenly spread over it."""
-        chosen = np.linspace(0, len(self) - 1, number).astype(int)
-        return Subset(self.source, self.indices[chosen])
+        """`number` images of the part, or all, evenly spread over it."""
+        return Subset(self.source, self.indices[evenly(len(self), number)])
+
+
+def evenly(length: int, most: int) -> np.ndarray:
+    """At most so many positions of a length, evenly spread, ascending, each once."""
+    return np.linspace(0, length - 1, min(length, most)).astype(int)
 
 
 @dataclasses.dataclass(frozen=True)

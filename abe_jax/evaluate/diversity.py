@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from abe_jax import data
+
 _NEIGHBOURS = 10
 _SAMPLED_QUERIES = 2000  # spread evenly; all others are looked at as gallery only
 _BLOCK_BYTES = 2**27
@@ -44,9 +46,7 @@ def diversity(
     learners = embeddings.shape[1]
     pairs = list(itertools.combinations(range(learners), 2))
     others, other_labels = (embeddings, labels) if gallery is None else gallery
-    sampled = np.unique(
-        np.linspace(0, len(labels) - 1, min(len(labels), _SAMPLED_QUERIES)).astype(int)
-    )
+    sampled = data.evenly(len(labels), _SAMPLED_QUERIES)
     # Near each learner's mean similarity: taken off, the sums below lose no digits.
     shift = np.sum(np.mean(embeddings, axis=0) * np.mean(others, axis=0), axis=1)
     shift = shift[:, None, None]

@@ -126,7 +126,7 @@ class Evaluator:
         check()
         images = parallel.split_rows(batch["image"], self._mesh)
         masks = self._attention((state.params, state.model_state), images)
-        return few, processes.gather_rows(masks)[:number].astype(np.float32)
+        return few, processes.gather_rows(masks)[:number]
 
     def embed(
         self,

@@ -1,10 +1,9 @@
 """`report.html`: the page that ends a run, drawn from its folder and an evaluation."""
 
 import importlib.metadata
-import json
 import pathlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import markupsafe
@@ -243,6 +242,19 @@ def _gallery_note(failures: int, content: dict) -> str:
     )
 
 
+def _names_of(subset: data.Subset) -> Callable[[int], tuple[str, str]]:
+    """A look-up of an image's name and class, by its position."""
+    # Once: prepared data read their index each time.
+    names, classes = subset.source.names, subset.source.class_names
+    indices, labels = subset.indices, subset.labels
+
+    def named(position: int) -> tuple[str, str]:
+        name, label = names[int(indices[position])], classes[labels[position]]
+        return printable(name), printable(label)
+
+    return named
+
+
 def _gallery(
     evaluation: Evaluation,
     found: findings.Nearest,
@@ -250,17 +262,14 @@ def _gallery(
     pictures: page.Pictures,
 ) -> Iterator[page.Query]:
     queries, (others, _) = evaluation.queries, findings.searched(evaluation)
-    even = np.linspace(0, len(queries) - 1, _NUM_EVEN).astype(int).tolist()
+    even = data.evenly(len(queries), _NUM_EVEN).tolist()
     chosen = dict.fromkeys([*hardest[:_NUM_HARDEST].tolist(), *even])
 
-    def named(subset: data.Subset, position: int) -> tuple[str, str]:
-        name = subset.source.names[int(subset.indices[position])]
-        label = subset.source.class_names[subset.labels[position]]
-        return printable(name), printable(label)
+    asking, answering = _names_of(queries), _names_of(others)
 
     def shot(query: int, rank: int) -> page.Shot:
         row, score = int(found.rows[query, rank]), float(found.scores[query, rank])
-        name, label = named(others, row)
+        name, label = answering(row)
         right = others.labels[row] == queries.labels[query]
         word, mark = ("right", "✓") if right else ("wrong", "✗")
         return page.Shot(
@@ -273,7 +282,7 @@ def _gallery(
         )
 
     for query in chosen:
-        name, label = named(queries, query)
+        name, label = asking(query)
         best = float(found.best[query])
         known = f"best of its class {best:.3f}" if np.isfinite(best) else "alone"
         yield page.Query(
@@ -321,4 +330,4 @@ def _run(lines: list[dict], content: dict) -> Iterator[tuple[str, str]]:
 
 def _config(workdir: pathlib.Path) -> str:
     path = workdir / CONFIG_FILE
-    return json.dumps(json.loads(path.read_text()), indent=2) if path.exists() else ""
+    return path.read_text() if path.exists() else ""

@@ -46,7 +46,7 @@ def means(
       pictures: of the page.
       count: how many images are shown, spread evenly.
     """
-    few = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+    few = data.evenly(len(images), count)
     return [
         _row(
             images, i, size, masks[i].mean(axis=-1), pictures, "mean over the channels"

@@ -94,7 +94,7 @@ def cosines(evaluation: Evaluation) -> dict[str, np.ndarray]:
       by name: of two learners on one image, of one learner on two images of a class,
       and of one learner on two images of two classes; over a part of the images.
     """
-    chosen = _spread(len(evaluation.embeddings))
+    chosen = data.evenly(len(evaluation.embeddings), _SAMPLED)
     embeddings = evaluation.embeddings[chosen]
     labels = evaluation.queries.labels[chosen]
     pairs = itertools.combinations(range(embeddings.shape[1]), 2)
@@ -131,7 +131,7 @@ class Plane:
 
 def plane(evaluation: Evaluation, num_classes: int) -> Plane:
     """A map of a part of the images; classes are spread evenly over all of them."""
-    chosen = _spread(len(evaluation.embeddings))
+    chosen = data.evenly(len(evaluation.embeddings), _SAMPLED)
     flat = evaluation.embeddings[chosen].reshape(len(chosen), -1)
     centred = flat - flat.mean(axis=0)
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
@@ -140,15 +140,10 @@ def plane(evaluation: Evaluation, num_classes: int) -> Plane:
         points = np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
     labels = evaluation.queries.labels[chosen]
     present = np.unique(labels)
-    few = present[np.linspace(0, len(present) - 1, num_classes).astype(int)]
-    few = np.unique(few)
+    few = present[data.evenly(len(present), num_classes)]
     number = np.full(labels.max() + 1, -1)
     number[few] = np.arange(len(few))
     names = [evaluation.queries.source.class_names[label] for label in few]
     squares = lengths**2
     share = float(squares[:2].sum() / max(squares.sum(), 1e-12))
     return Plane(points, number[labels], names, share)
-
-
-def _spread(number: int) -> np.ndarray:
-    return np.unique(np.linspace(0, number - 1, min(number, _SAMPLED)).astype(int))

@@ -25,7 +25,8 @@ def fits(rows: Rows, k: int, plan: Plan) -> bool:
     groups = -(-rows.number // GROUP)
     held = 4 * rows.number * (rows.dim + groups)
     near = k <= GROUP and 8 * k <= groups
-    return len(plan.devices) == 1 and near and held <= plan.memory
+    on_host = 8 * rows.number * k * k  # the best k of k groups
+    return len(plan.devices) == 1 and near and max(held, on_host) <= plan.memory
 
 
 def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -54,15 +55,11 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
     best = np.empty((rows.number, k), np.int32)
     for at in range(0, rows.number, READ_ROWS):
         some = slice(at, at + READ_ROWS)
-        values, columns = _choose(sims[some].reshape(-1, k * k), k)
+        values, columns = lax.top_k(plan.put(sims[some].reshape(-1, k * k)), k)
         best_sims[some] = values
         found = positions[some].reshape(-1, k * k)
         best[some] = np.take_along_axis(found, np.asarray(columns), axis=1)
     return best_sims, best
-
-
-def _choose(values: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
-    return lax.top_k(jnp.asarray(values), k)
 
 
 def _best_groups(

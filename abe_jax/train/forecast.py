@@ -8,7 +8,7 @@ import numpy as np
 
 from abe_jax import data, evaluate, parallel, processes
 from abe_jax.train import features, loop, setup
-from abe_jax.workdir import checkpoints, fields, locate
+from abe_jax.workdir import checkpoints, locate
 
 # Steps that are timed, after the first, and batches that are embedded: the same number
 # on all processes, which wait for each other in each.
@@ -24,10 +24,12 @@ def show_forecast(config, workdir: str) -> None:
       workdir: where it would be, or is; left alone.
 
     Raises:
-      UserError: as training would.
+      UserError: a config, data or a folder that training would refuse too; whether
+        the folder's run is one of this config, is not looked at.
     """
-    fields.require_in_range(config)
-    resumes = bool(checkpoints.steps_in(locate(workdir)))
+    folder = locate(workdir)
+    setup.check(config, folder)
+    resumes = bool(checkpoints.steps_in(folder))
     run = setup.create(config, restored=resumes)
     mesh, splits = run.mesh, run.splits
     state = parallel.replicate(run.initial_state(), mesh)

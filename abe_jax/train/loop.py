@@ -21,7 +21,6 @@ from abe_jax.workdir import (
     NotWritable,
     checkpoints,
     claim,
-    fields,
     locate,
     lock,
     metrics,
@@ -49,11 +48,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
       Interrupted: SIGINT or SIGTERM; the state is saved.
     """
     # Whatever can be refused is refused before the workdir is written to.
-    fields.require_in_range(config)
     folder = locate(workdir)
-    claim.require_outside_data(folder, config.data)
-    claim.refuse_foreign_files(folder)
-    trackers.require_installed(config.train.trackers)
+    setup.check(config, folder)
     resumes = bool(checkpoints.steps_in(folder))
     if resumes:
         config = claim.with_own_weights(folder, config)
@@ -67,7 +63,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
             raise UserError(
                 f"another run in {folder} ended just now; run the same command again."
             )
-        steered = claim.require_own(folder, config, splits.description())
+        known_data = splits.description()
+        steered = claim.require_own(folder, config, known_data)
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)
         state = _restored(run, saved) if resumes else _fresh(run, config)
@@ -83,7 +80,6 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         processes.wait_for_all("workdir read")
         writer: metrics.Writer = metrics.NoWriter()
         if processes.is_first():
-            known_data = splits.description()
             claim.claim(folder, config, known_data, steered=steered, step=start)
             writer = _writer(folder, config, start)
         stack.callback(writer.close)

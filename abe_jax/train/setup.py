@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from abe_jax import data, losses, models, optimizer, parallel, train_step
 from abe_jax.data import samplers
 from abe_jax.train import features
-from abe_jax.workdir import weights
+from abe_jax.workdir import claim, fields, trackers, weights
 
 # Sets the loss's random numbers apart from the model's.
 _LOSS_STREAM = 1
@@ -43,11 +44,24 @@ class Setup:
     take_step: Callable[..., tuple[train_step.TrainState, dict[str, jax.Array]]]
 
 
+def check(config, workdir: pathlib.Path) -> None:
+    """Refuses what can be refused without a look at the data; writes nothing.
+
+    Raises:
+      UserError: a field is out of range, the workdir cannot be a run's, or a package is
+        missing.
+    """
+    fields.require_in_range(config)
+    claim.require_outside_data(workdir, config.data)
+    claim.refuse_foreign_files(workdir)
+    trackers.require_installed(config.train.trackers)
+
+
 def create(config, *, restored: bool) -> Setup:
     """Puts a run together; writes nothing.
 
     Args:
-      config: the whole config, its fields in range.
+      config: the whole config, as `check` passes it.
       restored: a checkpoint will be restored, so that no file of pretrained weights
         needs to be there.
 

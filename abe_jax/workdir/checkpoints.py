@@ -135,8 +135,8 @@ class Checkpoints:
     ) -> TrainState:
         """Reads a state back, replicated over the mesh, whatever wrote it.
 
-        A damaged newest checkpoint is named and the one before it is taken; unless
-        the folder is read-only it is moved to `damaged_checkpoints/`.
+        A damaged newest checkpoint is named, and the one before it is taken;
+        `set_damaged_aside` moves it.
 
         Args:
           like: a state of the same structure, shapes and dtypes; arrays or abstract.

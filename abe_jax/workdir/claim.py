@@ -170,23 +170,30 @@ def other_data(workdir: pathlib.Path, config, description: dict) -> OtherData | 
 def require_outside_data(workdir: pathlib.Path, section) -> None:
     """Checks that a run does not write among the images that it reads.
 
+    Neither into its workdir, nor into `data.feature_cache`.
+
     Args:
       workdir: of the run.
       section: `data` of its config.
 
     Raises:
-      UserError: the workdir is the folder of the images, or lies in it.
+      UserError: one of these is the folder of the images, or lies in it.
     """
     if not section.path:
         return
     images = local(section.path, "data.path").resolve()
     if prepared.find(images, section.name):
         return
-    if images.is_dir() and workdir.resolve().is_relative_to(images):
-        raise UserError(
-            f"--workdir={workdir} lies in data.path = {section.path!r}, where it would "
-            "be read as a class; give a folder outside it."
-        )
+    folders = {f"--workdir={workdir}": workdir}
+    if cache := section.get("feature_cache"):
+        name = f"data.feature_cache = {cache!r}"
+        folders[name] = local(cache, "data.feature_cache")
+    for name, folder in folders.items():
+        if images.is_dir() and folder.resolve().is_relative_to(images):
+            raise UserError(
+                f"{name} lies in data.path = {section.path!r}, where it would be read "
+                "as a class; give a folder outside it."
+            )
 
 
 def refuse_foreign_files(workdir: pathlib.Path) -> None:

@@ -316,6 +316,19 @@ def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
         Graph(rows, tmp_path / "nowhere" / "g")
 
 
+@pytest.mark.peers
+def test_recall_is_of_other_rows(tmp_path, monkeypatch):
+    """Any of equal rows will do; a row that finds itself alone has found none."""
+    rows = np.repeat(np.eye(30, dtype=np.float32), 12, axis=0)
+    assert Graph(rows, tmp_path / "g").recall == 1
+    find = Graph.top_k
+    monkeypatch.setattr(Graph, "top_k", lambda self, rows, k: find(self, rows, 1))
+    alone = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32)
+    alone /= np.linalg.norm(alone, axis=1, keepdims=True)
+    assert Graph(alone, tmp_path / "other").recall == 0
+    assert Graph(alone[:1], tmp_path / "one").recall == 1
+
+
 def test_mistakes(model, pictures, tmp_path):
     with pytest.raises(UserError, match="learners 0 to 1"):
         model.search(pictures, pictures, learner=2)
@@ -341,7 +354,13 @@ def test_the_mode(workdir, pictures, tmp_path):
     assert status == 0, errors
     assert f"0 embedded, {len(NAMES)} as before, 0 gone" in output
     assert r"caf\xe9 latin-1.png" in output and r"line\x0abreak.png" in output
-    page = (copied / "search.html").read_text()
+    (copied / "unwritten").write_bytes((copied / "search.html").read_bytes())
+    (copied / "search.html").unlink()
+    (copied / "search.html").mkdir()  # as where the workdir cannot be written to
+    status, unwritten, errors = run(*arguments, f"--query={pictures}", "--learner=1")
+    assert status == 1 and "search.html" in errors
+    assert output.startswith(unwritten)
+    page = (copied / "unwritten").read_text()
     assert page.count("<img") == len(NAMES) * (1 + len(NAMES))
     assert "and <b>" not in page
     assert "quote &#39; &#34; and &lt;b&gt;&amp;amp;.png" in page

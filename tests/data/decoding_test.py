@@ -53,6 +53,15 @@ def test_becomes_rgb(image, options, colour):
     assert_close(pixels, colour)
 
 
+@pytest.mark.parametrize(
+    "pixels", [np.float32(0.5), np.float32(200), np.int32(70_000), np.int32(-1)]
+)
+def test_pixels_of_an_unknown_range_are_refused(pixels):
+    image = Image.fromarray(np.full((9, 9), pixels))
+    with pytest.raises(UserError, match="cannot read it .* not of 8 or 16 bits"):
+        decode(encoded(image, "TIFF"), 9, "it")
+
+
 def test_transparent_palette_lies_over_white():
     image = Image.new("P", (9, 9), 0)
     image.putpalette([*RED, 0, 0, 0])

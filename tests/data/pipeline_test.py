@@ -120,6 +120,17 @@ def test_a_bad_image_is_told_from_a_thread():
         list(data.evaluation_batches(subset, 4, data.Reading()))
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 30, 1000])
+def test_evenly(length):
+    for most in range(1, 40):
+        found = data.evenly(length, most)
+        assert len(found) == min(length, most)
+        assert (np.diff(found) > 0).all()
+        if len(found) > 1:
+            assert found[0] == 0 and found[-1] == length - 1
+            assert np.ptp(np.diff(found)) <= 1
+
+
 class Counted(Numbered):
     """Counts how often each image is read in this process."""
 

@@ -6,6 +6,8 @@ import pytest
 
 from abe_jax import retrieval
 from abe_jax.retrieval import neighbours
+from abe_jax.retrieval.plan import Plan
+from abe_jax.retrieval.rows import Rows
 
 
 @pytest.fixture
@@ -67,6 +69,15 @@ def test_negative_similarities(calls):
     np.testing.assert_array_equal(index[:, 0], exact.argmax(axis=1))
     np.testing.assert_array_equal(sims[:, 0], exact.max(axis=1))
     assert calls == [1]
+
+
+def test_what_the_host_holds_counts():
+    """10,300 x 10 x 10 similarities and positions: 8.24 MB; on the device 3.8 MB."""
+    rows = Rows(whole_rows(10_300), "rows")
+    devices, precision = tuple(jax.devices()[:1]), jax.lax.Precision.HIGHEST
+    for memory, fits in ((8.2e6, False), (8.3e6, True)):
+        plan = Plan(devices, memory, precision, None)
+        assert neighbours.fits(rows, 10, plan) == fits
 
 
 def test_other_ways_where_it_does_not_fit(calls):

@@ -160,6 +160,13 @@ def test_a_workdir_among_the_images_is_refused(tmp_path, monkeypatch):
     claim.require_outside_data(tmp_path / "runs", of(str(images)))
     claim.require_outside_data(tmp_path / "images.run", of(str(images)))
     claim.require_outside_data(tmp_path / "runs", of(None))
+    section = of(str(images))
+    section.feature_cache = str(images / "cache")
+    with pytest.raises(UserError, match="feature_cache = .*would be read as a class"):
+        claim.require_outside_data(tmp_path / "runs", section)
+    section.feature_cache = "gs://bucket/cache"
+    with pytest.raises(UserError, match="data.feature_cache=gs:.* is a remote path"):
+        claim.require_outside_data(tmp_path / "runs", section)
     claim.require_outside_data(images, of("~no-such-user/x"))
     (images / "cub200" / prepared.VERSION).mkdir(parents=True)
     (images / "cub200" / prepared.VERSION / prepared.INDEX_FILE).touch()
