@@ -102,8 +102,9 @@ def test_the_masks_of_each_learner_start_as_a_layer_of_their_own(learners):
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.03)
 
 
-def test_abe_by_its_definition():
-    model = models.create(_config(), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_abe_by_its_definition(in_turn):
+    model = models.create(_config(learners_in_turn=in_turn), rngs=nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (2, 80, 80, 3))
 
     @nnx.jit
