@@ -10,7 +10,7 @@ from abe_jax.retrieval import neighbours
 from abe_jax.retrieval.inputs import check_lengths, check_widths, own_rows_of, whole
 from abe_jax.retrieval.plan import Device, ProgressCallback, make_plan
 from abe_jax.retrieval.rows import Rows
-from abe_jax.retrieval.search import Index
+from abe_jax.retrieval.search import ChunkedRows
 
 
 def top_k(
@@ -72,11 +72,11 @@ def top_k(
         own = own_rows_of(own_rows, left.number, right.number)
     k = _checked_k(k, right.number, own)
     plan = make_plan(devices, block_memory_mb, precision, progress, left.number)
-    index = Index(right, plan)
-    if exclude_self and left.same_as(right) and len(index.chosen) == right.number:
+    rows = ChunkedRows(right, plan)
+    if exclude_self and left.same_as(right) and len(rows.chosen) == right.number:
         if neighbours.fits(right, k, plan):
             return neighbours.find_others(right, k, plan)
-    return index.find(left, k, own)
+    return rows.find(left, k, own)
 
 
 class Gallery:
@@ -106,10 +106,10 @@ class Gallery:
         """
         rows = Rows(embeddings, "embeddings")
         plan = make_plan(devices, None, precision, None, rows.number)
-        self._index = Index(rows, plan, hold=True)
+        self._rows = ChunkedRows(rows, plan, hold=True)
 
     def __len__(self) -> int:
-        return self._index.number
+        return self._rows.number
 
     def top_k(
         self, queries: Any, k: int, *, own_rows: Any | None = None
@@ -129,10 +129,10 @@ class Gallery:
           ValueError: shapes or k do not fit, or a value is not finite.
         """
         left = Rows(queries, "queries")
-        check_widths(left, "the gallery", self._index.dim)
-        check_lengths(left, self._index.longest)
+        check_widths(left, "the gallery", self._rows.dim)
+        check_lengths(left, self._rows.longest)
         own = own_rows_of(own_rows, left.number, len(self))
-        return self._index.find(left, _checked_k(k, len(self), own), own)
+        return self._rows.find(left, _checked_k(k, len(self), own), own)
 
 
 def _checked_k(k: Any, number: int, own: np.ndarray | None) -> int:

@@ -18,7 +18,7 @@ _GROUPS = (64, 32, 16, 8)
 _HASHED = 16  # columns that pick the candidates for duplicates
 
 
-class Index:
+class ChunkedRows:
     """A gallery as it is searched: equal rows once, in chunks, held or streamed.
 
     Attributes:

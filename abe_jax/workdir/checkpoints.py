@@ -1,6 +1,5 @@
 """Checkpoints of a run, through Orbax: written in the background, sealed, checked."""
 
-import json
 import logging
 import pathlib
 import shutil
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from abe_jax import parallel, processes
 from abe_jax.errors import UserError, first_line
 from abe_jax.train_step import TrainState, Tree
-from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, seals, writing
+from abe_jax.workdir import CHECKPOINTS_FOLDER, NotWritable, fields, seals, writing
 
 DAMAGED_FOLDER = "damaged_checkpoints"
 
@@ -99,7 +98,7 @@ class Checkpoints:
         _require_finite(state, step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_stored_parts(state)),
-            config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
+            config=ocp.args.JsonSave(fields.as_json(config)),
         )
         try:
             self._manager.wait_until_finished()

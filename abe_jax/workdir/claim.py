@@ -52,7 +52,7 @@ def require_own(
     """
     if not (workdir / CONFIG_FILE).exists():
         return {}
-    steered = _refuse_other_config(workdir, _as_json(config))
+    steered = _refuse_other_config(workdir, fields.as_json(config))
     require_same_data(workdir, description)
     return steered
 
@@ -78,7 +78,9 @@ def claim(
       NotWritable: such as on a full disk.
     """
     _record(workdir, steered, step)
-    write_whole(workdir / CONFIG_FILE, json.dumps(_as_json(config), indent=2) + "\n")
+    write_whole(
+        workdir / CONFIG_FILE, json.dumps(fields.as_json(config), indent=2) + "\n"
+    )
     if not (workdir / DATA_FILE).exists():
         write_whole(workdir / DATA_FILE, json.dumps(description, indent=1) + "\n")
 
@@ -105,7 +107,7 @@ def require_run(workdir: str | pathlib.Path, config) -> None:
         one is out of range.
     """
     fields.require_in_range(config)
-    _refuse_other_config(locate(workdir), _as_json(config))
+    _refuse_other_config(locate(workdir), fields.as_json(config))
 
 
 def require_same_data(workdir: pathlib.Path, description: dict) -> None:
@@ -213,10 +215,6 @@ def refuse_foreign_files(workdir: pathlib.Path) -> None:
         )
 
 
-def _as_json(config) -> dict[str, Any]:
-    return json.loads(config.to_json_best_effort())
-
-
 def _read_description(workdir: pathlib.Path) -> dict:
     path = workdir / DATA_FILE
     content = config_files.read_object(path)
@@ -229,7 +227,7 @@ def _refuse_other_config(
     workdir: pathlib.Path, current: dict
 ) -> dict[str, tuple[Any, Any]]:
     """The fields that steer the run and differ: what they were and what they are."""
-    stored = _as_json(config_files.of_workdir(workdir))
+    stored = fields.as_json(config_files.of_workdir(workdir))
     old, new = fields.flat(stored), fields.flat(current)
     # A field that only the run has is gone from this version of the project.
     changed = {

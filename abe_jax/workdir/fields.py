@@ -6,6 +6,7 @@ Names, such as of models, samplers and optimisers, are checked where they are li
 
 import dataclasses
 import difflib
+import json
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -167,6 +168,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             fields[prefix + name] = value
     return fields
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config as files of a run hold it."""
+    return json.loads(config.to_json_best_effort())
 
 
 def require_in_range(config) -> None:

@@ -1,13 +1,13 @@
 """A model's card: what it is, what it was trained on, how well it does."""
 
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
 import abe_jax
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets import DATASETS
+from abe_jax.workdir import fields
 
 _PACKAGES = ("jax", "flax", "numpy", "pillow")
 
@@ -18,7 +18,7 @@ def describe(model: Trained) -> dict[str, Any]:
     Args:
       model: as returned by `abe_jax.load`.
     """
-    config = json.loads(model.config.to_json_best_effort())
+    config = fields.as_json(model.config)
     data = DATASETS[model.config.data.name]
     measured = ("num_queries", "num_gallery", "recall", "map_at_r", "learners")
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
