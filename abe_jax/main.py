@@ -141,8 +141,7 @@ def _main(argv: Sequence[str]) -> None:
     for name in _OF_MODES:
         if flags.FLAGS[name].present and name not in mode.takes:
             raise UserError(f"--{name} is not for --mode={_MODE.value}.")
-    if _several_processes() and mode.one_process:
-        raise UserError(f"--mode={_MODE.value} is for one process, on all its devices.")
+    _require_one_process(mode, _COUNT.value)
     config_files.require_known(_CONFIG.value)
     # Orbax and JAX tell much that is not for the user of this program.
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -155,6 +154,7 @@ def _main(argv: Sequence[str]) -> None:
     processes.check_compiler_flags()
     if _several_processes():
         processes.join(_ADDRESS.value, _COUNT.value, _INDEX.value)
+        _require_one_process(mode, processes.place()[1])
     devices = processes.describe_devices()
     if processes.is_first() and not _QUIET.value:
         command_line.print_line(f"{_MODE.value} on {devices}")
@@ -188,6 +188,11 @@ def _with_config_first(argv: Sequence[str]) -> list[str]:
 def _require(name: str, value: object) -> None:
     if value is None:
         raise UserError(f"--{name} is required; see --help.")
+
+
+def _require_one_process(mode: _Mode, count: int | None) -> None:
+    if mode.one_process and (count or 1) > 1:
+        raise UserError(f"--mode={_MODE.value} is for one process, on all its devices.")
 
 
 def _several_processes() -> bool:

@@ -94,6 +94,8 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
             address,
             count,
             index,
+            # A cluster's environment would choose devices that the flags do not.
+            cluster_detection_method="deactivate" if all(given) else None,
             initialization_timeout=2 * _START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
@@ -118,7 +120,8 @@ def _reach_directly(address: str | None) -> None:
         names.append(address.rpartition(":")[0].strip("[]"))
     known = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")
     os.environ["no_grpc_proxy"] = ",".join([*([known] if known else []), *names])
-    jax.config.update("jax_check_proxy_envs", False)  # which only warns
+    if address is not None:  # else JAX's warning names what may be in the way
+        jax.config.update("jax_check_proxy_envs", False)
 
 
 def _in_time(connect: Callable[[], None], where: str) -> None:
@@ -174,7 +177,7 @@ def explain(error: Exception) -> UserError | None:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
         return UserError(
             f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
-            "set train.chunks or model.rematerialize."
+            "set train.chunks, model.rematerialize or model.learners_in_turn."
         )
     if isinstance(error, OSError) and error.filename is not None:
         # Such as a path below a folder that this user may not enter.

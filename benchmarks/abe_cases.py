@@ -120,7 +120,7 @@ def main(description: str, ours: Maker, peer: Maker, passes: int) -> None:
             rows.append(
                 {
                     "method": method.name,
-                    "model": f"ABE-{case.learners}{_suffix(case.trunk)}",
+                    "model": f"ABE-{case.learners}{_suffix(case)}",
                     "size": case.size,
                     "batch": case.batch,
                     "dtype": case.dtype,
@@ -144,5 +144,6 @@ def _cases(args: argparse.Namespace) -> Iterator[Case]:
             yield Case(int(count), *fields)
 
 
-def _suffix(trunk: str) -> str:
-    return "" if trunk == "googlenet" else f" on {trunk}"
+def _suffix(case: Case) -> str:
+    trunk = "" if case.trunk == "googlenet" else f" on {case.trunk}"
+    return f"{trunk}, rematerialized" if case.rematerialize else trunk

@@ -88,7 +88,8 @@ def _entry(
             # Counted from 0 up to a constant; XLA does not always tell how far.
             ends = re.findall(r" constant\((\d+)\)", condition)
             count = int(ends[0]) if len(ends) == 1 else 1
-            yield from _entry(text, body, trips * count, frames)
+            for inner in _entry(text, body, count, frames):
+                yield dataclasses.replace(inner, moved=trips * inner.moved)
 
 
 def _computation(text: str, name: str) -> str:

@@ -115,9 +115,12 @@ def label_bytes(batch: int) -> int:
     return batch * 4
 
 
-def batch_norm_bytes() -> int:
-    """Of all all-reduces of a pass: mean and mean square of each channel."""
-    return 2 * BATCH_NORM_CHANNELS * FLOAT
+def batch_norm_bytes(devices: int) -> int:
+    """Of the all-gathers of each channel's mean and variance on every device.
+
+    And of the reduce-scatters of their gradients.
+    """
+    return devices * 2 * BATCH_NORM_CHANNELS * FLOAT
 
 
 def pair_bytes(batch: int, devices: int) -> float:
@@ -126,9 +129,9 @@ def pair_bytes(batch: int, devices: int) -> float:
 
 
 def batch_norm_seconds(devices: int, machine: Machine) -> float:
-    """Synchronised statistics: an all-reduce a layer, forward and backward."""
-    layer = batch_norm_bytes() / BATCH_NORM_LAYERS
-    return 2 * BATCH_NORM_LAYERS * all_reduce_seconds(layer, devices, machine)
+    """Synchronised statistics: gathered a layer, their gradients summed, backward."""
+    layer = batch_norm_bytes(devices) / BATCH_NORM_LAYERS
+    return BATCH_NORM_LAYERS * all_reduce_seconds(layer, devices, machine)
 
 
 def compute_seconds(
@@ -185,7 +188,7 @@ def traffic_table() -> str:
             ring_all_reduce_bytes(gradient_bytes(), devices),
             ring_all_reduce_bytes(embedding_bytes(batch), devices),
             ring_all_reduce_bytes(label_bytes(batch), devices) / 2,
-            2 * ring_all_reduce_bytes(batch_norm_bytes(), devices),
+            ring_all_reduce_bytes(batch_norm_bytes(devices), devices),
             pair_bytes(batch, devices),
         )
         rows.append([devices, f"{batch:,}", *(_digits(size / 1e6) for size in sizes)])

@@ -3,6 +3,7 @@
     pip install -e '.[tpu-compile]'
     python benchmarks/tpu_compile.py --topology=v5e:2x2 --programs=embed,step
     python benchmarks/tpu_compile.py --batch=64 --dtype=bfloat16 --largest=20
+    python benchmarks/tpu_compile.py --programs=step --batch=64 --in_turn
 
 Nothing is run. Of each program: seconds to compile, the memory it needs on a device and
 whether that has as much, operations and bytes moved on a device, the times that these
@@ -146,6 +147,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> str:
     name = f"ABE-{args.learners}, {args.trunk}"
+    name += ", rematerialized" if args.rematerialize else ""
     return f"{name}, learners in turn" if args.in_turn else name
 
 
@@ -175,7 +177,7 @@ def _part(each: hlo_text.Instruction) -> str:
 
 
 def largest_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of ever closer batches, a device's, up to the largest that fits.
+    """Rows of ever closer batches, a device's, around the largest that fits.
 
     The first is `args.batch`; then it is doubled while it fits, and halved between
     what fits and what does not, until these are eight images apart.
@@ -212,6 +214,12 @@ def main() -> None:
     parser.add_argument("--text", help="folder for the optimised programs")
     parser.add_argument("--json", help="file to append the rows to")
     args = parser.parse_args()
+    unknown = set(args.programs.split(",")) - {"step", "embed", _RETRIEVAL}
+    if unknown:
+        parser.error(f"--programs has {min(unknown)!r}; known are step,embed,retrieval")
+    if args.in_turn and args.batch == args.learners:
+        # `hlo_text` takes an array with as many rows as trips for one row a trip.
+        parser.error("--in_turn needs a --batch other than --learners")
     jax.config.update("jax_enable_compilation_cache", False)
     rows = []
     for name in args.programs.split(","):

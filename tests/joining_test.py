@@ -275,7 +275,7 @@ def test_one_of_several_processes_frees_shared_memory_when_it_fails():
             "--process_id=2 is not one of 2 processes; they count from 0",
         ),
         (
-            ["--distributed", "--mode=embed", "--images=x", "--output=x.npz"],
+            ["--num_processes=2", "--mode=embed", "--images=x", "--output=x.npz"],
             "--mode=embed is for one process, on all its devices",
         ),
     ],

@@ -150,7 +150,8 @@ def test_microbatches_of_a_frozen_s_and_a_loss_with_parameters_change_nothing():
 )
 def test_computing_again_changes_memory_only(trunk, option):
     gradient, averages, metrics = stepped(trunk, 1, "shard_map")
-    got, got_averages, got_metrics = stepped(trunk, 2, "shard_map", **{option: True})
+    options = {"rematerialize": True, option: True}  # each block of S and attention too
+    got, got_averages, got_metrics = stepped(trunk, 2, "shard_map", **options)
     np.testing.assert_allclose(got_metrics["loss"], metrics["loss"], rtol=1e-12)
     assert_equal_trees(got, gradient, rtol=1e-12)
     if averages:

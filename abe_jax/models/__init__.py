@@ -109,8 +109,12 @@ def check(config) -> None:
             "model.freeze_batch_norm needs a trunk with batch norm, such as "
             f"{having}; model.trunk is {config.trunk!r}."
         )
-    frozen = config.get("freeze_batch_norm") or not trunk.has_batch_norm
-    if config.get("learners_in_turn") and not frozen:
+    in_turn = config.get("learners_in_turn")
+    if in_turn and config.name != "abe":
+        raise UserError(
+            f"model.learners_in_turn is for model.name = 'abe', not {config.name!r}."
+        )
+    if in_turn and trunk.has_batch_norm and not config.get("freeze_batch_norm"):
         raise UserError(
             "model.learners_in_turn needs model.freeze_batch_norm=True, or a trunk "
             "without batch norm: else its statistics are those of all learners' maps."

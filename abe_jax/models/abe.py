@@ -6,6 +6,7 @@ S, G and the attention's common part are shared by the learners; each learner ow
 1 x 1 convolution. All learners run as one batch of M * B maps, or in turn.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -91,11 +92,15 @@ class ABE(Embedder):
           rngs: source of the initial weights; new layers start Glorot (paper).
         """
         trunk = trunk_of(trunk)
+        # In turn G is computed again as a whole; flax's remat cannot be within that.
+        of_g = replace(
+            trunk, rematerialize=trunk.rematerialize and not learners_in_turn
+        )
         branch = branch or trunk.branches[0]
         stages_of_s, stages_of_g = trunk.split(branch)
         super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
         self.learners_in_turn = learners_in_turn
-        self.global_features = trunk.section(stages_of_g, rngs=rngs)
+        self.global_features = of_g.section(stages_of_g, rngs=rngs)
         self.attention_branch = Attention(
             num_learners,
             trunk=trunk,

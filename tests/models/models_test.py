@@ -102,9 +102,10 @@ def test_the_masks_of_each_learner_start_as_a_layer_of_their_own(learners):
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.03)
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
-def test_abe_by_its_definition(in_turn):
-    model = models.create(_config(learners_in_turn=in_turn), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("sparing", [False, True])
+def test_abe_by_its_definition(sparing):
+    config = _config(learners_in_turn=sparing, rematerialize=sparing)
+    model = models.create(config, rngs=nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (2, 80, 80, 3))
 
     @nnx.jit
@@ -231,6 +232,10 @@ def test_new_layers(name):
         (
             {"trunk": "googlenet_bn", "learners_in_turn": True},
             "learners_in_turn needs model.freeze_batch_norm=True",
+        ),
+        (
+            {"name": "m_heads", "learners_in_turn": True},
+            "learners_in_turn is for model.name = 'abe', not 'm_heads'",
         ),
         ({"pretrained": "x.onnx"}, "model.width = 1"),
         ({"pretrained": "x.onnx", "width": 1.0}, "no such file"),
