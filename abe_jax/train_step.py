@@ -201,7 +201,7 @@ def _check_size(model: Any, image_size: int) -> None:
 
 
 def _norm(tree: Tree) -> jax.Array:
-    """The length of all values as one vector, which AdamW makes as well."""
+    """The length of all values as one vector, which the optimiser makes as well."""
     return jnp.linalg.norm(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]))
 
 

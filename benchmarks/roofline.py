@@ -60,10 +60,8 @@ def parts(case: abe_cases.Case) -> list[Part]:
     spread = (case.batch * case.learners, *maps.shape[1:])
     common = jax.eval_shape(lambda m, x: m(x), branch.common, maps)
     deep = (spread[0], *(-(-side // 2) for side in common.shape[1:3]), 832)
-    vectors = jnp.ones((case.batch, case.learners, 64), jnp.float32)
-
-    def last(branch: Any, x: jax.Array) -> jax.Array:
-        return nnx.sigmoid(branch.last(x))
+    dim = abe_cases.EMBEDDING_DIM // case.learners
+    vectors = jnp.ones((case.batch, case.learners, dim), jnp.float32)
 
     def stages(*names: str) -> Callable[[Any, jax.Array], jax.Array]:
         def run(features: Any, x: jax.Array) -> jax.Array:
@@ -76,7 +74,12 @@ def parts(case: abe_cases.Case) -> list[Part]:
     return [
         _part("S: conv1 to 3b, pool3", model.spatial, images, first=True),
         _part("attention: 4a to 4e", branch.common, jnp.ones(maps.shape, dtype)),
-        _part("attention: masks", branch, jnp.ones(common.shape, dtype), call=last),
+        _part(
+            "attention: masks",
+            branch,
+            jnp.ones(common.shape, dtype),
+            call=lambda b, x: b.masks(x),
+        ),
         _part(
             "G: 4a to 4e",
             features,
@@ -196,7 +199,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn, about")
-    parser.add_argument("--json", help="file to append the rows to")
+    parser.add_argument("--json", help="file to append the whole step to")
     args = parser.parse_args()
     host_memory.use_large_pages()  # as abe_jax.main does
     size, batch = map(int, args.case.split(":"))
@@ -230,7 +233,13 @@ def main() -> None:
                 "of the step": method.seconds / methods[-1].seconds,
             }
         )
-    side_by_side.show(rows, args.json)
+    whole_step = {
+        "what": f"training step of ABE-{case.learners}, {case.size} x {case.size}, "
+        f"batch {case.batch}",
+        "seconds": methods[-1].seconds,
+        "share": rows[-1]["floor / measured"],
+    }
+    side_by_side.show(rows, args.json, [whole_step])
 
 
 if __name__ == "__main__":

@@ -144,8 +144,18 @@ def _processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def show(rows: Sequence[dict[str, Any]], path: str | None) -> None:
-    """Prints rows as a table for a markdown page, and appends them to a JSON file."""
+def show(
+    rows: Sequence[dict[str, Any]],
+    path: str | None,
+    kept: Sequence[dict[str, Any]] | None = None,
+) -> None:
+    """Prints rows as a table for a markdown page, and appends them to a JSON file.
+
+    Args:
+      rows: to be printed.
+      path: of the file, if any.
+      kept: what is appended in place of the rows.
+    """
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
@@ -155,5 +165,5 @@ def show(rows: Sequence[dict[str, Any]], path: str | None) -> None:
     if path:
         about = machine()
         with open(path, "a") as file:
-            for row in rows:
+            for row in rows if kept is None else kept:
                 file.write(json.dumps(about | row) + "\n")

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--path", help="config.data.path")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--windows", type=int, default=4, help="log lines of a turn")
-    parser.add_argument("--json", help="file to append the rows to")
+    parser.add_argument("--json", help="file to append the whole loop to")
     args = parser.parse_args()
     host_memory.use_large_pages()  # as abe_jax.main does
     config = side_by_side.config(args.config)
@@ -93,7 +93,8 @@ def main() -> None:
         }
         for name, seen in rates.items()
     ]
-    side_by_side.show(rows, args.json)
+    kept = [{**rows[-1], "what": "loop to bare step"}]
+    side_by_side.show(rows, args.json, kept)
 
 
 if __name__ == "__main__":

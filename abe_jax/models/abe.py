@@ -53,7 +53,10 @@ class Attention(nnx.Module):
 
     def __call__(self, features: SpatialFeatures) -> jax.Array:
         """S's output, maps `[B, h, w, C]`, to masks `[M, B, h, w, C]` in (0, 1)."""
-        common = maps_of(self.common(features))
+        return self.masks(maps_of(self.common(features)))
+
+    def masks(self, common: jax.Array) -> jax.Array:
+        """The common part's output to masks."""
         assert self.last.bias is not None  # for type checkers
         common, kernel, bias = self.last.promote_dtype(
             (common, self.last.kernel[...], self.last.bias[...]), dtype=self.last.dtype

@@ -155,7 +155,7 @@ def computed_once(x: jax.Array) -> jax.Array:
     """`x`, which XLA on a CPU does not compute again for each of its readers.
 
     For residual sums: into every reader of one it fuses the sums of all blocks before.
-    Holds in programs of `parallel.map_over_devices`.
+    Holds in programs of `parallel.map_over_devices`, but for those of "pmap".
 
     Args:
       x: any array.
