@@ -103,7 +103,7 @@ def test_a_step_of_256_chips(both):
 
 
 def test_a_step_with_learners_in_turn(in_turn):
-    """Its loops, forward and backward, run for each learner; gradients are one sum."""
+    """A loop over learners forward, one backward; gradients are still one sum."""
     text = in_turn[1]["step"]
     check_collectives_of_a_step(text, 4)
     loops = [i for i in hlo_text.instructions(text) if i.op == "while"]

@@ -82,6 +82,12 @@ class Subset:
         """int32 `[n]`, class of each image of the part."""
         return self.source.labels[self.indices]
 
+    @property
+    def names(self) -> list[str]:
+        """Name of each image of the part; prepared data read them anew each time."""
+        names = self.source.names
+        return [names[int(index)] for index in self.indices]
+
     def __len__(self) -> int:
         return len(self.indices)
 

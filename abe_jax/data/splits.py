@@ -53,12 +53,12 @@ class Splits:
         digest = hashlib.sha256()
         classes: dict[str, dict[str, int]] = {}
         for part, subset in self.parts.items():
-            images, class_names = subset.source.names, subset.source.class_names
+            class_names = subset.source.class_names
             counts: dict[str, int] = {}
-            for index, label in zip(subset.indices, subset.labels, strict=True):
+            for image, label in zip(subset.names, subset.labels, strict=True):
                 name = class_names[label]
                 counts[name] = counts.get(name, 0) + 1
-                line = f"{part}\0{name}\0{images[index]}\0"  # no name holds a NUL
+                line = f"{part}\0{name}\0{image}\0"  # no name holds a NUL
                 digest.update(line.encode("utf-8", "surrogateescape"))
             classes[part] = counts
         return {

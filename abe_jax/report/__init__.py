@@ -244,13 +244,10 @@ def _gallery_note(failures: int, content: dict) -> str:
 
 def _names_of(subset: data.Subset) -> Callable[[int], tuple[str, str]]:
     """A look-up of an image's name and class, by its position."""
-    # Once: prepared data read their index each time.
-    names, classes = subset.source.names, subset.source.class_names
-    indices, labels = subset.indices, subset.labels
+    names, labels, classes = subset.names, subset.labels, subset.source.class_names
 
     def named(position: int) -> tuple[str, str]:
-        name, label = names[int(indices[position])], classes[labels[position]]
-        return printable(name), printable(label)
+        return printable(names[position]), printable(classes[labels[position]])
 
     return named
 

@@ -46,12 +46,10 @@ def means(
       pictures: of the page.
       count: how many images are shown, spread evenly.
     """
-    few = data.evenly(len(images), count)
+    names, kind = images.names, "mean over the channels"
     return [
-        _row(
-            images, i, size, masks[i].mean(axis=-1), pictures, "mean over the channels"
-        )
-        for i in few
+        _row(images[i], names[i], size, masks[i].mean(axis=-1), pictures, kind)
+        for i in data.evenly(len(images), count)
     ]
 
 
@@ -71,10 +69,10 @@ def channels(
     """
     spread = masks.std(axis=1).mean(axis=(0, 1, 2))
     middle = len(images) // 2
-    chosen = np.argsort(-spread)[:count].tolist()
+    image, name, maps = images[middle], images.names[middle], masks[middle]
     return [
-        (c, _row(images, middle, size, masks[middle, ..., c], pictures, f"channel {c}"))
-        for c in chosen
+        (c, _row(image, name, size, maps[..., c], pictures, f"channel {c}"))
+        for c in np.argsort(-spread)[:count].tolist()
     ]
 
 
@@ -114,8 +112,8 @@ def parts(
 
 
 def _row(
-    images: data.Subset,
-    position: int,
+    image: np.ndarray,
+    name: str,
     size: int,
     maps: np.ndarray,
     pictures: page.Pictures,
@@ -124,11 +122,8 @@ def _row(
     low, high = float(maps.min()), float(maps.max())
     shades = (maps - low) / max(high - low, 1e-9)
     colours = matplotlib.colormaps["viridis"](shades)[..., :3]
-    name = images.source.names[int(images.indices[position])]
     return Row(
-        image=pictures.url(
-            _middle(images[position].transpose(2, 0, 1), size).transpose(1, 2, 0)
-        ),
+        image=pictures.url(_middle(image.transpose(2, 0, 1), size).transpose(1, 2, 0)),
         name=printable(name),
         masks=[
             (

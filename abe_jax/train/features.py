@@ -136,7 +136,6 @@ def _key(
         value = np.asarray(jax.device_get(leaf))
         digest.update(f"{jax.tree_util.keystr(path)} {value.dtype}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
-    names = subset.source.names
     about = {
         "model": config.model.to_dict(),
         "preprocessing": dataclasses.asdict(model.preprocessing),
@@ -146,7 +145,7 @@ def _key(
         "box_crop": config.data.box_crop,
         "storage": subset.source.storage,
         "stamp": subset.source.stamp,
-        "names": [names[int(index)] for index in subset.indices],
+        "names": subset.names,
     }
     for name in (
         "pretrained",
@@ -248,8 +247,7 @@ class _Features:
         self.class_names = source.class_names
         self.storage = source.storage
         self.stamp = source.stamp
-        names = source.names
-        self.names = [names[int(index)] for index in subset.indices]
+        self.names = subset.names
         self._records = records
         self._dtype = dtype
 
