@@ -50,6 +50,7 @@ _EMOJI: Overrides = {
 _PAIRS: Overrides = {"data.sampler": "pairs"}  # the paper's batches
 _SLOW: Overrides = {"train.learning_rate": 2e-3}
 _TUNE: Overrides = {"train.steps": 400, "train.learning_rate": 5e-4}
+_NARROW: Overrides = {"model.width": 0.25}
 _MULTI: Overrides = {"loss.name": "multi_similarity"}
 _LONG: Overrides = _MULTI | {"train.steps": 3600, "train.checkpoint_every": 200}
 
@@ -70,6 +71,11 @@ DATA: dict[str, Data] = {
     "emoji64": Data("emoji64", _EMOJI),
     "emoji64_pairs": Data("emoji64", _EMOJI | _PAIRS),
     "emoji64_tuned": Data("emoji64", _EMOJI | _PAIRS | _TUNE, start="emoji64"),
+    # At half the width.
+    "emoji64_narrow": Data("emoji64", _EMOJI | _NARROW),
+    "emoji64_narrow_tuned": Data(
+        "emoji64", _EMOJI | _NARROW | _PAIRS | _TUNE, start="emoji64_narrow"
+    ),
     # Longer, on larger images, none mirrored: a mirrored arrow is another emoji.
     "emoji64_96": Data("emoji64", _LONG | _pixels(96) | {"augment.flip": 0.0}),
     # The best that was found: what is tuned starts from longer training.
@@ -106,9 +112,10 @@ ROWS: dict[str, Row] = {
     },
     "pairs": Row(_PAIRS),
     "no batch norm": Row({"model.trunk": "googlenet"}),
+    "frozen batch norm": Row({"model.freeze_batch_norm": True}),
     **{f"D {d}": Row({"model.embedding_dim": d}) for d in (32, 64, 256, 512)},
     "pixels 96": Row(_pixels(96)),
-    **{f"width {w:g}": Row({"model.width": w}) for w in (0.25, 0.5, 1.0)},
+    **{f"width {w:g}": Row({"model.width": w}) for w in (0.125, 0.25, 0.5, 1.0)},
     **{
         f"rate {r:g}": Row({"train.learning_rate": r}) for r in (5e-4, 1e-3, 4e-3, 8e-3)
     },
