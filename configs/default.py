@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     data.feature_cache = placeholder(str)
     data.num_threads = 4  # decoding threads, where there are no workers
     data.num_workers = 0  # decoding processes
-    data.birds_classes = 128  # of the generated birds
+    data.birds_classes = 128  # species of generated birds, and images of each
     data.birds_images_per_class = 24
 
     # All but crop and flip (ours). Probabilities are 0 to 1; 0 switches a change off.
@@ -115,16 +115,16 @@ def get_config() -> ConfigDict:
     train.new_layer_factor = 1.0
     train.loss_factor = 1.0
     train.chunks = 1  # embed a device's images in so many parts, to save memory (ours)
-    train.log_every = 50
-    train.eval_every = 1_000
-    train.checkpoint_every = 1_000
-    train.keep_checkpoints = 2
+    train.log_every = 50  # steps between lines of metrics
+    train.eval_every = 1_000  # steps between evaluations; also before and after all
+    train.checkpoint_every = 1_000  # steps between checkpoints; also at the end
+    train.keep_checkpoints = 2  # the newest that stay
     train.profile_steps = 0  # trace so many, for XProf, into the workdir
     train.trackers = ()  # also log to "wandb", "mlflow", which are to be installed
 
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 64  # images that a device embeds at once
-    evaluation.recall_at = (1, 2, 4, 8)
+    evaluation.recall_at = (1, 2, 4, 8)  # K of Recall@K
 
     config.parallel = parallel = ConfigDict()
     parallel.mapping = "shard_map"  # shard_map | pmap: spreads the step over devices

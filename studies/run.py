@@ -138,6 +138,7 @@ def main(_) -> None:
         for row in _ROWS.value:
             key = (_DATA.value, row, seed, _PART.value)
             if done(*key):
+                print(f"{key} has its line in {RUNS_FILE.name}")
                 continue
             line = run(*key, _PATH.value, pathlib.Path(_FOLDER.value))
             with RUNS_FILE.open("a") as file:

@@ -37,7 +37,8 @@ def plain_operations() -> Iterator[None]:
     """What is traced within takes the plain operation on CPUs too.
 
     For exported programs: the lowerings need a batch of a known size, and other
-    programs' readers know few operations.
+    programs' readers know few operations. And for programs that a machine without
+    an accelerator compiles for one.
     """
     token = _PLAIN.set(True)
     try:
@@ -51,10 +52,10 @@ def _by_platform(
     cpu: Callable[..., jax.Array],
     default: Callable[..., jax.Array],
 ) -> jax.Array:
-    # Where an accelerator computes, what CPUs take is not even traced.
+    # Not `platform_dependent`, which traces both, and keeps both's values for backward.
     if _PLAIN.get() or jax.default_backend() != "cpu":
         return default(*operands)
-    return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)
+    return cpu(*operands)
 
 
 def conv_general_dilated(
