@@ -5,6 +5,7 @@ of the batch and speaks to the others through collectives over the axis. State i
 replicated, batches are split by rows.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,9 +33,19 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the given devices, by default those of all processes.
 
     Process by process: each reads the rows of the batch that its devices need.
+
+    Raises:
+      UserError: one process has more of them than another.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"process {i} has {counts[i]}" for i in sorted(counts))
+        raise UserError(
+            f"every process needs the same number of devices, but {each}; see what "
+            "CUDA_VISIBLE_DEVICES and the like leave it, or that no device is broken."
+        )
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -126,6 +137,9 @@ def split_rows(batch: Any, mesh: Mesh) -> Any:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a tree of arrays to every device of the mesh."""
+    if jax.process_count() > 1:
+        # JAX 0.10 makes arrays of a device's own that no checkpoint can be made of.
+        tree = jax.device_get(tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 

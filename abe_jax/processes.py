@@ -176,8 +176,9 @@ def explain(error: Exception) -> UserError | None:
     reason = first_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
         return UserError(
-            f"out of memory ({reason}); lower train.batch_size or eval.batch_size, or "
-            "set train.chunks, model.rematerialize or model.learners_in_turn."
+            f"out of memory ({reason}); lower eval.batch_size, set train.chunks, "
+            "model.rematerialize or model.learners_in_turn, or lower train.batch_size "
+            "and give another --workdir."
         )
     if isinstance(error, OSError) and error.filename is not None:
         # Such as a path below a folder that this user may not enter.

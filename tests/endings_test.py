@@ -25,6 +25,7 @@ main._guarded_main([])
     [
         ("KeyboardInterrupt", "train", "stopped at once; what was done since", 130),
         ("KeyboardInterrupt", "search", "stopped at once.", 130),
+        ("KeyboardInterrupt", "dry_run", "stopped at once.", 130),
         (
             "PermissionError(13, 'Permission denied', '/root/photos')",
             "embed",

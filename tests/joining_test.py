@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from command_line import (
     run,
 )
 
-from abe_jax import processes
+from abe_jax import parallel, processes
 from abe_jax.errors import UserError
 
 
@@ -120,6 +121,49 @@ def test_who_is_left_alone_says_so(dies):
     assert_left_alone(errors)
 
 
+ONE_FOLDER_FOR_ALL = """
+import contextlib, pathlib
+import jax.numpy as jnp
+from abe_jax import parallel
+from abe_jax.train import loop
+processes.join("127.0.0.1:{port}", 2, {index})
+state = parallel.replicate(jnp.ones(3), parallel.make_mesh())
+print([shard.data.shape for shard in state.addressable_shards])
+for name in ("shared", "own-{index}"):
+    with contextlib.ExitStack() as stack:
+        try:
+            loop._lock_together(pathlib.Path("{folder}") / name, stack)
+            print("locked")
+        except processes.UserError as error:
+            print(error)
+"""
+
+
+def test_state_and_workdir_of_two_processes_can_be_saved_together(tmp_path):
+    """By processes of one device each; a workdir that is not shared is refused."""
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        programs = [
+            ONE_FOLDER_FOR_ALL.format(port=port, index=index, folder=tmp_path)
+            for index in range(2)
+        ]
+        alone = {"JAX_NUM_CPU_DEVICES": "1"}
+        ended = list(both.map(lambda program: called_alone(program, **alone), programs))
+    for index, process in enumerate(ended):
+        printed = process.stdout.splitlines()[-3:]  # after what gloo prints
+        assert printed[:2] == ["[(3,)]", "locked"], process.stderr
+        folder = f"--workdir={tmp_path / f'own-{index}'}"
+        assert printed[2].startswith(f"{folder} is not one folder for all processes")
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["lock"]
+
+
+def test_processes_of_unequal_numbers_of_devices_are_refused():
+    places = [(0, 0), (1, 1), (1, 2)]
+    devices = [types.SimpleNamespace(process_index=p, id=i) for p, i in places]
+    with pytest.raises(UserError, match="but process 0 has 1, process 1 has 2; see"):
+        parallel.make_mesh(devices)
+
+
 def test_a_web_proxy_is_not_asked_for_the_other_processes():
     port = free_port()
     proxy = f"http://127.0.0.1:{free_port()}"
@@ -191,7 +235,8 @@ def test_only_what_another_process_causes_is_put_down_to_it(monkeypatch):
     assert str(processes.explain(memory)).startswith(
         "out of memory (RESOURCE_EXHAUSTED"
     )
-    assert "lower train.batch_size" in str(processes.explain(MemoryError()))
+    told = str(processes.explain(MemoryError()))
+    assert "lower train.batch_size and give another --workdir" in told
 
 
 ONE_OF_TWO = """

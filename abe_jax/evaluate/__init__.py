@@ -1,7 +1,7 @@
 """Measuring a model: embed a part of the data, measure retrieval in it, present it."""
 
 from abe_jax.evaluate.measure import METRICS, Metric, measure
-from abe_jax.evaluate.present import scalars, table, write
+from abe_jax.evaluate.present import scalars, show, table, write
 from abe_jax.evaluate.run import (
     Evaluation,
     Evaluator,
@@ -18,6 +18,7 @@ __all__ = [
     "measure",
     "measure_checkpoint",
     "scalars",
+    "show",
     "table",
     "write",
 ]

@@ -14,7 +14,9 @@ import numpy as np
 from abe_jax import data
 
 _NEIGHBOURS = 10
-_SAMPLED_QUERIES = 2000  # spread evenly; all others are looked at as gallery only
+# Spread evenly; all others are looked at as gallery only.
+_SAMPLED_QUERIES = 2000
+_SAMPLED_PAIRS = 20_000_000  # of images: seconds, where a large set would take minutes
 _BLOCK_BYTES = 2**27
 
 
@@ -41,12 +43,14 @@ def diversity(
         neighbour_overlap: share of the 10 nearest that two learners have in common.
         shared_errors, shared_errors_if_independent: share of queries whose nearest
           image is wrong for both, and the product of the two learners' shares.
-      Pairs of images have one of at most 2,000 queries, spread evenly, on one side.
+      Pairs of images have one of at most 2,000 queries, spread evenly, on one side; of
+      fewer where more than 10,000 images are searched, for 20 million pairs in all.
     """
     learners = embeddings.shape[1]
     pairs = list(itertools.combinations(range(learners), 2))
     others, other_labels = (embeddings, labels) if gallery is None else gallery
-    sampled = data.evenly(len(labels), _SAMPLED_QUERIES)
+    number = min(_SAMPLED_QUERIES, max(1, _SAMPLED_PAIRS // len(others)))
+    sampled = data.evenly(len(labels), number)
     # Near each learner's mean similarity: taken off, the sums below lose no digits.
     shift = np.sum(np.mean(embeddings, axis=0) * np.mean(others, axis=0), axis=1)
     shift = shift[:, None, None]
@@ -107,13 +111,15 @@ def mask_correlation(masks: np.ndarray) -> dict[str, float]:
       over channels. A channel that does not vary counts 0.
     """
     flat = np.moveaxis(masks, 1, 0).reshape(masks.shape[1], -1, masks.shape[-1])
-    pairs = np.array(list(itertools.combinations(range(len(flat)), 2))).T
+    learners = len(flat)
 
     def correlation(values: np.ndarray) -> float:  # [M, positions, channels]
         values = values - values.mean(axis=1, keepdims=True)
         lengths = np.sqrt(np.maximum(np.sum(values**2, axis=1, keepdims=True), 1e-12))
         values = values / lengths
-        return float(np.mean(np.sum(values[pairs[0]] * values[pairs[1]], axis=1)))
+        # The square of the learners' sum has each pair twice, beside their own squares.
+        squares = np.sum(values.sum(axis=0) ** 2) - np.sum(values**2)
+        return float(squares / (learners * (learners - 1) * values.shape[2]))
 
     return {
         "per_channel": correlation(flat),

@@ -31,6 +31,12 @@ def _flat(name: str, value: dict | float, separator: str) -> dict[str, float]:
     return flat
 
 
+def show(evaluation: dict) -> None:
+    """Prints the table of one evaluation, the content of `evaluation.json`."""
+    columns = {f"step {evaluation['step']}": scalars(evaluation)}
+    print(table(columns, len(evaluation["learners"])), flush=True)
+
+
 def table(columns: dict[str, dict[str, float]], num_learners: int) -> str:
     """A table of all metrics, a row for each learner and the ensemble.
 

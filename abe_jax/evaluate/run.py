@@ -24,7 +24,7 @@ from abe_jax.workdir import claim, locate, weights
 
 _log = logging.getLogger(__name__)
 
-_IMAGES_FOR_MASKS = 8  # a device
+_IMAGES_FOR_MASKS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,15 +118,16 @@ class Evaluator:
     ) -> tuple[data.Subset, np.ndarray]:
         """A few images, spread evenly over a part, and masks `[n, M, h, w, C]`."""
         assert self._attention is not None
-        number = min(len(subset), _IMAGES_FOR_MASKS * self._mesh.size)
-        few = subset.spread(number)
-        batch_size = _IMAGES_FOR_MASKS * self._mesh.size
+        few = subset.spread(min(len(subset), _IMAGES_FOR_MASKS))
+        batch_size = -(-_IMAGES_FOR_MASKS // self._mesh.size) * self._mesh.size
         reading = data.Reading.of_process(self._config.data, *processes.place())
+        # Workers would start for this one batch.
+        reading = dataclasses.replace(reading, num_workers=0)
         (batch,) = data.evaluation_batches(few, batch_size, reading)
         check()
         images = parallel.split_rows(batch["image"], self._mesh)
         masks = self._attention((state.params, state.model_state), images)
-        return few, processes.gather_rows(masks)[:number]
+        return few, processes.gather_rows(masks[: len(few)])
 
     def embed(
         self,
@@ -166,12 +167,10 @@ def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evalua
     `measure_checkpoint`.
     """
     evaluation = measure_checkpoint(config, workdir, step)
-    content = evaluation.content
     if processes.is_first():
         # First, as the workdir may be one that cannot be written to.
-        columns = {f"step {content['step']}": present.scalars(content)}
-        print(present.table(columns, len(content["learners"])), flush=True)
-        present.write(locate(workdir), content)
+        present.show(evaluation.content)
+        present.write(locate(workdir), evaluation.content)
     return evaluation
 
 

@@ -10,14 +10,9 @@ import markupsafe
 import numpy as np
 
 import abe_jax
-from abe_jax import data, losses, processes
+from abe_jax import data, evaluate, losses, processes
 from abe_jax.data.datasets.tree import printable
-from abe_jax.evaluate import (
-    METRICS,
-    Evaluation,
-    evaluate_checkpoint,
-    measure_checkpoint,
-)
+from abe_jax.evaluate import METRICS, Evaluation, measure_checkpoint
 from abe_jax.report import attention, findings, page, plots
 from abe_jax.workdir import CONFIG_FILE, REPORT_FILE, locate, metrics
 
@@ -53,13 +48,17 @@ _MEANINGS = {
 
 
 def evaluate_and_report(config, workdir: str, step: int | None = None) -> None:
-    """Measures a checkpoint, prints its table, writes `evaluation.json` and the page.
+    """Measures a checkpoint, prints its table, writes the page and `evaluation.json`.
 
-    Args and errors are those of `evaluate.evaluate_checkpoint`.
+    Args and errors are those of `evaluate.measure_checkpoint`.
     """
-    evaluation = evaluate_checkpoint(config, workdir, step)
+    evaluation = measure_checkpoint(config, workdir, step)
     if processes.is_first():
+        # First, as the workdir may be one that cannot be written to.
+        evaluate.show(evaluation.content)
         write(locate(workdir), evaluation)
+        # Last, as in training: it says that the step is evaluated.
+        evaluate.write(locate(workdir), evaluation.content)
 
 
 def remake(config, workdir: str, step: int | None = None) -> None:

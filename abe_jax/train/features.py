@@ -149,6 +149,7 @@ def _key(
     }
     for name in (
         "pretrained",
+        "attention_blocks",
         "rematerialize",
         "learners_in_turn",
         "num_learners",

@@ -60,18 +60,17 @@ def show_forecast(config, workdir: str) -> None:
         min(len(splits.evaluation), _BATCHES * config.eval.batch_size * mesh.size)
     )
     evaluator.embed(state, few.spread(1))  # compiles
-    start = time.perf_counter()
-    evaluator.embed(state, few)
+    times: list[float] = []  # from the first batch, for which workers start
+    evaluator.embed(state, few, lambda: times.append(time.perf_counter()))
+    embed_seconds = time.perf_counter() - times[0]
     images = {part: len(subset) for part, subset in splits.parts.items()}
     evaluated = sum(images.values()) - images["train"]
-    evaluation_seconds = (time.perf_counter() - start) * evaluated / len(few)
+    evaluation_seconds = embed_seconds * evaluated / len(few)
     # Of a frozen S, once; the heads behind it, timed as well, add little.
     features_seconds = 0.0
     if config.data.feature_cache:
         features_seconds = evaluation_seconds * images["train"] / evaluated
-    evaluations = sum(
-        loop.is_evaluated(config.train, step) for step in range(config.train.steps + 1)
-    )
+    evaluations = loop.count_evaluations(config.train)
     total = (
         features_seconds
         + seconds[0]

@@ -4,9 +4,11 @@ import contextlib
 import json
 import logging
 import pathlib
+import secrets
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from abe_jax import data, evaluate, parallel, processes, report
 from abe_jax.errors import UserError
@@ -27,6 +29,7 @@ from abe_jax.workdir import (
     trace,
     trackers,
     weights,
+    writing,
 )
 
 _log = logging.getLogger(__name__)
@@ -153,16 +156,32 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
 
 
 def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
-    """Has process 0 hold the workdir; where it cannot, no process goes on."""
+    """Has process 0 hold the workdir; where it cannot, no process goes on.
+
+    Nor where the others do not see what it writes: they would wait for its checkpoints.
+    """
     refusal = None
+    # A new name, which no file system can have found missing before.
+    (number, *_) = processes.gather(np.array([secrets.randbits(31)], np.int32))
+    mark = folder / f".seen-by-all-{int(number[0])}"
     if processes.is_first():
         try:
             stack.enter_context(lock.hold(folder))
+            with writing():
+                mark.touch()
         except UserError as error:
             refusal = error
     if not processes.all_agree(refusal is None):
         raise refusal or UserError(
             "process 0 could not lock the workdir; its message says why."
+        )
+    shared = processes.all_agree(mark.exists())
+    if processes.is_first():
+        mark.unlink()
+    if not shared:
+        raise UserError(
+            f"--workdir={folder} is not one folder for all processes; give one that "
+            "every host sees, as on a network drive."
         )
 
 
@@ -176,7 +195,7 @@ def _fresh(run: setup.Setup, config) -> TrainState:
 
 def _restored(run: setup.Setup, saved: checkpoints.Checkpoints) -> TrainState:
     """The state of the newest checkpoint, on every device."""
-    state = saved.restore(run.initial_state(), run.mesh)
+    state = saved.restore(jax.eval_shape(run.initial_state), run.mesh)
     saved.set_damaged_aside(newest=int(state.step))
     _log.info("resuming from the checkpoint of step %d", state.step)
     return state
@@ -194,6 +213,13 @@ def _writer(folder: pathlib.Path, config, start: int) -> metrics.Writer:
 def is_evaluated(config, step: int) -> bool:
     """Whether training evaluates after a step, by the `train` section of a config."""
     return step == config.steps or step % config.eval_every == 0
+
+
+def count_evaluations(config) -> int:
+    """How often `is_evaluated` is true from step 0 to the last."""
+    return (
+        config.steps // config.eval_every + 1 + (config.steps % config.eval_every > 0)
+    )
 
 
 def _evaluation_of(

@@ -122,6 +122,9 @@ def test_more_queries_than_are_sampled(monkeypatch):
     rows, labels = _draw(n=400)
     few = diversity(rows, labels)["similarity_correlation"]
     monkeypatch.setattr(module, "_SAMPLED_QUERIES", 400)
+    monkeypatch.setattr(module, "_SAMPLED_PAIRS", 20 * 400)
+    assert diversity(rows, labels)["similarity_correlation"] == few
+    monkeypatch.setattr(module, "_SAMPLED_PAIRS", 400 * 400)
     assert few == pytest.approx(
         diversity(rows, labels)["similarity_correlation"], abs=0.1
     )
@@ -140,6 +143,19 @@ def test_masks_that_differ_in_channels_and_not_in_their_means():
     expected = [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
     assert found["per_channel"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert found["of_means"] == pytest.approx(1, abs=1e-5)
+
+
+def test_masks_of_three_learners_are_compared_pair_by_pair():
+    masks = np.random.default_rng(1).uniform(size=(6, 3, 4, 4, 7)).astype(np.float32)
+    masks[:, 2, ..., 3] = 0.5  # a channel that does not vary
+    found = mask_correlation(masks)["per_channel"]
+    by_channel = np.moveaxis(masks, (1, -1), (0, 1)).reshape(3, 7, -1)
+    expected = [
+        0.0 if c == 3 and 2 in pair else np.corrcoef(*by_channel[pair, c])[0, 1]
+        for pair in ([0, 1], [0, 2], [1, 2])
+        for c in range(7)
+    ]
+    assert found == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_a_gallery_of_one_image():

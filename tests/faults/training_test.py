@@ -290,6 +290,19 @@ def test_a_second_run_in_one_workdir_is_refused(tiny, finished, monkeypatch):
     evaluate.evaluate_checkpoint(tiny(), str(finished))  # it changes no state
 
 
+def test_evaluation_that_dies_leaves_no_step_evaluated(tiny, finished, monkeypatch):
+    """The page is drawn first, as training would take an old one for the new."""
+    (finished / "evaluation.json").unlink()
+
+    def die(*_):
+        raise SystemExit(9)
+
+    monkeypatch.setattr(report, "write", die)
+    with pytest.raises(SystemExit):
+        report.evaluate_and_report(tiny(), str(finished))
+    assert not (finished / "evaluation.json").exists()
+
+
 def test_evaluation_leaves_a_running_save_alone(tiny, finished):
     left = finished / "checkpoints" / "12.orbax-checkpoint-tmp"
     shutil.copytree(finished / "checkpoints" / "8", left)

@@ -10,11 +10,20 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny import replace_models
 from train_test import small_config
 
 import abe_jax
-from abe_jax import evaluate, processes, train, train_step
+from abe_jax import (
+    data,
+    evaluate,
+    models,
+    optimizer,
+    processes,
+    train,
+    train_step,
+)
 from abe_jax.errors import UserError
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.train import features
@@ -107,6 +116,20 @@ def test_outputs_are_computed_once_and_a_resumed_run_is_the_same(tmp_path, monke
         stored(tmp_path / "whole"),
         stored(tmp_path / "halves"),
     )
+
+
+def test_what_lies_behind_s_is_not_in_the_key(tmp_path, monkeypatch):
+    def key(**fields):
+        config = frozen_config(tmp_path)
+        config.model.update(fields)
+        return features._key(splits.train, config, model, state)
+
+    config = frozen_config(tmp_path)
+    splits = data.create(config.data)
+    model = models.create(config.model, rngs=nnx.Rngs(0))
+    state = train_step.initial_state(model, optimizer.create(config.train)[0])
+    behind = {"attention_blocks": 1, "num_learners": 4, "name": "m_heads"}
+    assert key() == key(**behind) != key(width=0.1)
 
 
 @pytest.mark.slow

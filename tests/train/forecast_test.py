@@ -6,7 +6,7 @@ from flax import nnx
 
 from abe_jax import models
 from abe_jax.errors import UserError
-from abe_jax.train import forecast
+from abe_jax.train import forecast, loop
 from configs import inshop, quickstart
 
 
@@ -49,6 +49,14 @@ def test_a_gallery_of_its_own_is_counted(data_dir, tmp_path, capsys):
     config.data.path = str(data_dir)
     rows = told(config, tmp_path / "run", capsys)
     assert rows["images"].endswith("18 test, 17 gallery")
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_evaluations_are_counted(steps):
+    config = quickstart.get_config().train
+    config.update(steps=steps, eval_every=3)
+    evaluated = [loop.is_evaluated(config, step) for step in range(steps + 1)]
+    assert loop.count_evaluations(config) == sum(evaluated)
 
 
 def test_what_training_refuses_is_refused(tmp_path):
