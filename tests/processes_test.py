@@ -10,6 +10,7 @@ import sys
 import time
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from command_line import (
@@ -178,6 +179,14 @@ def test_evaluation_finds_the_same_on_any_devices_and_processes(tmp_path):
         np.testing.assert_allclose(other["map_at_r"], found[0]["map_at_r"], rtol=1e-12)
         for learner, same in zip(other["learners"], found[0]["learners"], strict=True):
             assert learner["recall"] == same["recall"]
+        for name in ("mask_correlation", "self_cosine", "shared_errors"):
+            np.testing.assert_allclose(
+                *(
+                    np.array(jax.tree.leaves(e["diversity"][name]))
+                    for e in (other, found[0])
+                ),
+                atol=1e-4,
+            )
 
 
 @pytest.mark.campaign

@@ -79,7 +79,7 @@ def guarded_steps(monkeypatch):
 def test_every_function_is_traced_once(tmp_path, traces, guarded_steps):
     """In 50 steps and three evaluations, the untrained model's included."""
     config = small_config()
-    config.model.attention_blocks = 1
+    config.model.update(trunk="vit_small_patch16", attention_blocks=1)
     metrics = train.train_and_evaluate(config, str(tmp_path))
     assert metrics["eval/recall@1"] >= 0
     assert traces == {"make_train_step": 1, "make_embed_step": 1}

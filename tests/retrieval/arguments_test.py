@@ -216,6 +216,6 @@ def test_succeeds_or_names_the_mistake(call):
 
 @pytest.mark.slow
 @given(calls())
-@settings(COMMON, max_examples=1600)
+@settings(COMMON, max_examples=800)
 def test_succeeds_or_names_the_mistake_often(call):
     check(call)
