@@ -9,6 +9,7 @@ that may stop early must close the generator, which also ends its workers.
 import atexit
 import dataclasses
 import gc
+import re
 import signal
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
@@ -149,6 +150,10 @@ def train_batches(
     Yields:
       "image": uint8 `[B, H, W, 3]`; "label": int32 `[B]`, the class among those of the
       subset, from 0; B this process's part.
+
+    Raises:
+      UserError: an image cannot be read, a process that decodes was killed, or the
+        batch is not divisible by the number of processes.
     """
     _, labels = np.unique(subset.labels, return_inverse=True)
     load = _LoadBatch(subset, sampler.batch, labels.astype(np.int32), reading)
@@ -162,6 +167,9 @@ def evaluation_batches(
 
     Yields:
       "image": uint8 `[B, H, W, 3]`; B this process's part of `batch_size`.
+
+    Raises:
+      UserError: as `train_batches`.
     """
 
     def rows(step: int) -> np.ndarray:
@@ -192,6 +200,17 @@ def _read(load: "_LoadBatch", steps: range) -> Generator[Batch]:
             yield batch
             del batch  # memory shared with workers is given back before anything else
             interrupts.raise_if_one_waits()
+    except RuntimeError as error:
+        killed = re.search(
+            r"terminated unexpectedly with exit code (-?\d+)", str(error)
+        )
+        if not killed:
+            raise
+        raise UserError(
+            f"a decoding process was killed (exit code {killed[1]}), most likely for "
+            "want of memory or of /dev/shm; lower data.num_workers, or set it to 0 for "
+            "threads."
+        ) from error
     finally:
         iterator.close()  # ends the workers, and frees the memory shared with them
         if reading.num_workers:

@@ -1,5 +1,8 @@
 """Batches from Grain: the sampler's order, every image once, each host its part."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -118,6 +121,18 @@ def test_a_bad_image_is_told_from_a_thread():
     subset = Subset(Bad(20), np.arange(20))
     with pytest.raises(UserError, match="cannot read 0.png"):
         list(data.evaluation_batches(subset, 4, data.Reading()))
+
+
+def test_a_worker_that_is_killed_is_told():
+    class Killed(Numbered):
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does
+
+    subset = Subset(Killed(20), np.arange(20))
+    with pytest.raises(
+        UserError, match="killed .exit code -9.* lower data.num_workers"
+    ):
+        list(data.evaluation_batches(subset, 4, data.Reading(num_workers=1)))
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 30, 1000])
