@@ -1,5 +1,6 @@
 """Data sets that are not whole, or not what they are taken for: each is refused."""
 
+import pathlib
 import shutil
 
 import fake_datasets as fake
@@ -304,6 +305,40 @@ def test_half_of_the_classification_split_is_told(tmp_path):
     shutil.rmtree(tmp_path / "test")
     with pytest.raises(UserError, match="the train/ part of the classification split"):
         read("cub200", tmp_path, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("other", ["me.parquet", "damaged.tgz", "notes.zip"])
+def test_what_else_lies_there_does_not_hide_what_is_wrong(other, tmp_path):
+    root = fake.cub200(tmp_path / "source", fake.SMALL["cub200"], fake.no_image)
+    _one_missing(root)
+    fake.write(root, other, b"")
+    if other == "notes.zip":
+        (tmp_path / "notes").mkdir()
+        shutil.make_archive(str(root / "notes"), "zip", tmp_path / "notes")
+    with pytest.raises(UserError) as caught:
+        read("cub200", tmp_path / "source", tmp_path / "scratch")
+    first, _, last = str(caught.value).partition(" Its archives were tried, too: ")
+    assert first.startswith("1 of the 67 images listed in images.txt are not in")
+    assert first.endswith(".") and last.startswith(
+        "cannot unpack damaged.tgz" if other == "damaged.tgz" else ""
+    )
+    assert bool(last) == (other == "damaged.tgz")
+
+
+def test_an_archives_errors_name_what_the_user_gave(tmp_path):
+    fake.write(tmp_path, "notes/readme.txt", b"nothing")
+    path = shutil.make_archive(str(tmp_path / "notes"), "zip", tmp_path / "notes")
+    with pytest.raises(UserError) as caught:
+        read("cub200", pathlib.Path(path), tmp_path / "scratch")
+    assert str(caught.value).startswith(f"{path} holds no CUB-200-2011")
+    assert "scratch" not in str(caught.value)
+
+
+def test_a_parquet_file_alone_is_no_data_set(tmp_path):
+    fake.cars196_parquet(tmp_path, fake.SMALL["cars196"])
+    path = next((tmp_path / "data").glob("train-*"))
+    with pytest.raises(UserError, match="of parquet files give the folder"):
+        read("cars196", path, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("dataset", ["cub200", "cars196", "sop", "inshop"])

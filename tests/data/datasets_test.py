@@ -168,15 +168,35 @@ def test_archives(kind, tmp_path):
     assert not any(p.name == "CUB_200_2011" for p in path.parent.iterdir())
 
 
+def pack_img(root):
+    with zipfile.ZipFile(root / "Img" / "img.zip", "w") as archive:
+        for file in (root / "Img" / "img").rglob("*"):
+            archive.write(file, file.relative_to(root / "Img"))
+    shutil.rmtree(root / "Img" / "img")
+
+
 def test_archive_beside_the_annotations(tmp_path):
     """As In-Shop comes: Eval/ as text, Img/img.zip packed, and one with a password."""
     fake.inshop(tmp_path, fake.SMALL["inshop"], fake.no_image)
-    with zipfile.ZipFile(tmp_path / "Img" / "img.zip", "w") as archive:
-        for file in (tmp_path / "Img" / "img").rglob("*"):
-            archive.write(file, file.relative_to(tmp_path / "Img"))
-    shutil.rmtree(tmp_path / "Img" / "img")
+    pack_img(tmp_path)
     fake.write_locked_zip(tmp_path / "Img" / "img_highres.zip")
     listing = read("inshop", tmp_path, tmp_path.parent / "scratch")
+    assert_is_as_expected(listing, fake.SMALL["inshop"])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "file in file", "file in folder"])
+def test_archives_in_an_archive(kind, tmp_path):
+    """As drives and mirrors give away what was packed before."""
+    fake.inshop(tmp_path / "inshop", fake.SMALL["inshop"], fake.no_image)
+    pack_img(tmp_path / "inshop")
+    path = shutil.make_archive(str(tmp_path / "a" / "drive"), "zip", tmp_path, "inshop")
+    if " in " in kind:
+        path = shutil.make_archive(
+            str(tmp_path / "b" / "drive"), "gztar", *os.path.split(path)
+        )
+    source = pathlib.Path(path)
+    source = source.parent if kind.endswith("folder") else source
+    listing = read("inshop", source, tmp_path / "scratch")
     assert_is_as_expected(listing, fake.SMALL["inshop"])
 
 

@@ -338,6 +338,7 @@ DATASET = DataSet(
     name="cars196",
     read=read,
     expected={"train": (98, 8_054), "test": (98, 8_131)},
+    parquet=True,
     citation=(
         "Krause et al., 3D Object Representations for Fine-Grained Categorization, 2013"
     ),

@@ -20,6 +20,7 @@ class DataSet:
       open: opens it as the `data` section of a config says, where it can be read
         without being prepared.
       expected: its official numbers; empty where there are none.
+      parquet: whether `read` knows what `prepare.archives` makes of parquet files.
       citation: where it comes from.
       licence: what is known of the terms of its images, for a model's card.
     """
@@ -28,5 +29,6 @@ class DataSet:
     read: Callable[[Tree, Expected], Listing] | None = None
     open: Callable[[Any], SplitSource] | None = None
     expected: Expected = dataclasses.field(default_factory=dict)
+    parquet: bool = False
     citation: str = ""
     licence: str = "that of the data set's authors; not checked by abe_jax"

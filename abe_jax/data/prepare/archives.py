@@ -26,9 +26,14 @@ _MAX_MEMBERS = 5_000_000
 _HALF = re.compile(r"(train|test)[-.]")
 
 
-def is_packed(name: str) -> bool:
-    """Whether the file of a name is an archive or a parquet file."""
-    return name.lower().endswith((*ARCHIVE_SUFFIXES, ".parquet"))
+def is_archive(name: str) -> bool:
+    """Whether the file of a name is a zip, tgz or tar file."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_parquet(name: str) -> bool:
+    """Whether the file of a name is a parquet file."""
+    return name.lower().endswith(".parquet")
 
 
 def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) -> None:
@@ -49,9 +54,11 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) ->
     """
     _log.info("unpacking %s", path)
     folder.mkdir(parents=True, exist_ok=True)
-    unpack_it = _unpack_zip if path.name.lower().endswith(".zip") else _unpack_tar
     try:
-        unpack_it(path, folder, skip_encrypted)
+        if path.name.lower().endswith(".zip"):
+            _unpack_zip(path, folder, skip_encrypted)
+        else:
+            _unpack_tar(path, folder)
     except UserError:
         raise
     except Exception as error:  # damage shows in many ways
@@ -86,8 +93,7 @@ def _unpack_zip(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) 
         archive.extractall(folder)
 
 
-def _unpack_tar(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) -> None:
-    del skip_encrypted  # it knows no passwords
+def _unpack_tar(path: pathlib.Path, folder: pathlib.Path) -> None:
     with tarfile.open(path) as archive:
         total = 0
         for number, member in enumerate(archive, 1):
