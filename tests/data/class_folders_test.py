@@ -2,7 +2,9 @@
 
 import logging
 import os
+import pathlib
 import shutil
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from abe_jax import data
+from abe_jax.data.datasets.copies import count_copies
 from abe_jax.data.datasets.image_folder import ImageFolder
 from abe_jax.data.decoding import FORMATS, SUFFIXES
 from abe_jax.errors import UserError
@@ -257,6 +260,20 @@ def test_an_unreadable_class_folder_is_not_taken_for_an_empty_one(tmp_path, unre
     unreadable("elm")
     with pytest.raises(UserError, match="cannot read the folder '.*elm'.*make it read"):
         ImageFolder(folder, 8)
+
+
+def test_copies_are_found_in_little_memory(tmp_path):
+    """Of a million images of one size, such as bitmaps, too."""
+    paths = [str(tmp_path / str(number)) for number in range(200)]
+    for number, path in enumerate(paths):
+        pathlib.Path(path).write_bytes(number.to_bytes() * 5000)
+    tracemalloc.start()
+    try:
+        assert count_copies(paths, paths[:100]) == 100
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**19  # most of it the buffer that a file is read into
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
