@@ -14,6 +14,7 @@ from abe_jax.errors import UserError
 
 ORIGIN_FILE = "origin.json"
 _UNREADABLE = -1  # in place of a size
+_QUICK = 64 * 2**20  # bytes; no annotations are larger, but films among photos are
 
 
 def write(
@@ -34,9 +35,10 @@ def write(
     for name, path in _files(source).items():
         known = digests.get(path)
         try:
-            if known is None and not name.lower().endswith(SUFFIXES):
-                known = digest(path)  # of annotations; no image that is not stored
-            files[name] = os.path.getsize(path), known.hex() if known else None
+            size = os.path.getsize(path)
+            if known is None and _is_digested(name, size):
+                known = digest(path)
+            files[name] = size, known.hex() if known else None
         except OSError:  # a link to nothing, say: nothing was made of it
             files[name] = _UNREADABLE, None
     content = {"storing": dataclasses.asdict(storing), "files": files}
@@ -81,6 +83,11 @@ def digest(path: str) -> bytes:
         while block := file.read(2**20):
             made.update(block)
     return made.digest()
+
+
+def _is_digested(name: str, size: int) -> bool:
+    """Annotations, and an archive that is the source; no image that is not stored."""
+    return not name or size <= _QUICK and not name.lower().endswith(SUFFIXES)
 
 
 def _applied(storing: Storing) -> Storing:
