@@ -156,6 +156,30 @@ def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
+def test_an_interrupted_cleaning_is_gone_on_with(tmp_path, monkeypatch):
+    work = tmp_path / output.UNFINISHED
+    rmdir, left = os.rmdir, [None] * 19
+
+    def interrupted(*args, **kwargs):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        rmdir(*args, **kwargs)
+
+    for number in range(20):  # whatever their order on the disk is
+        (work / str(number)).mkdir(parents=True)
+        if number == 10:
+            (work / output._MARK).touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rmdir", interrupted)
+        with output.unfinished(tmp_path):
+            pass
+    assert len(list(work.glob("*/"))) == 1
+    with output.unfinished(tmp_path):
+        assert os.listdir(work) == [output._MARK]
+    assert os.listdir(tmp_path) == []
+
+
 def test_names_with_line_breaks_and_of_no_utf_8(tmp_path):
     names = ["a\nb", "c", "d\udcff", "e"]
     make(tmp_path / "photos", names)

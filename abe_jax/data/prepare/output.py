@@ -90,13 +90,20 @@ def unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             f"{str(path)!r} was not made by this program; move it elsewhere, or choose "
             "another --data_dir."
         )
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(path)
     path.mkdir()
     (path / _MARK).touch()
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    """The mark after all else: where this is interrupted, the rest is known as ours."""
+    for child in path.glob("*/"):
+        shutil.rmtree(child, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def move(made: pathlib.Path, final: pathlib.Path) -> None:
