@@ -21,7 +21,13 @@ from typing import TypeAlias
 
 import numpy as np
 
-from abe_jax.data.datasets.tree import SYSTEM_FOLDERS, Tree, local, printable
+from abe_jax.data.datasets.tree import (
+    SYSTEM_FOLDERS,
+    Tree,
+    local,
+    member_path,
+    printable,
+)
 from abe_jax.data.decoding import MAX_BYTES, SUFFIXES
 from abe_jax.errors import UserError
 
@@ -194,12 +200,10 @@ def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
         raise UserError(f"{printable(path)!r} is no zip file ({error}).") from error
     # Of two members of one name the later one counts, as for every unpacker.
     found = {
-        member.filename: ImageFile(
-            prefix + member.filename, path, number, (member.file_size, member.CRC)
-        )
+        name: ImageFile(prefix + name, path, number, (member.file_size, member.CRC))
         for number, member in enumerate(members)
         if member.filename.lower().endswith(SUFFIXES)
-        and all(map(_is_visible, member.filename.split("/")))
+        and all(map(_is_visible, (name := member_path(member.filename)).split("/")))
     }
     return list(found.values())
 

@@ -206,6 +206,19 @@ def test_a_file_is_written_whole_by_each_process_for_itself(tmp_path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_zip_files_names_may_begin_with_a_dot_and_a_slash(pictures, tmp_path):
+    """As some packers write them."""
+    content = (pictures / "a" / "1.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "dotted.zip", "w") as archive:
+        archive.writestr("./", b"")
+        archive.writestr("./in/1.png", content)
+        archive.writestr("./.hidden/2.png", content)
+    (image,) = images.find(tmp_path / "dotted.zip")
+    assert image.name == "in/1.png"
+    with images.Reader() as reader:
+        assert reader.read(image) == content
+
+
 def test_few_zip_files_are_open_at_once(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_OPEN_ZIPS", 3)
     for number in range(12):

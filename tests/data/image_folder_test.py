@@ -30,10 +30,13 @@ def make_tree(root, classes, images_per_class=3, prefix=""):
     return root
 
 
-def make_zip(folder, path):
+def make_zip(folder, path, before=""):
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(folder.parent))
+            # By itself the archive would take a "./" away.
+            info = zipfile.ZipInfo.from_file(file, file.relative_to(folder.parent))
+            info.filename = before + info.filename
+            archive.writestr(info, b"" if file.is_dir() else file.read_bytes())
     return path
 
 
@@ -43,13 +46,14 @@ def config_of(path, **fields):
     return config
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped zip"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped zip", "dotted zip"])
 def test_folder_and_zip_hold_the_same(tmp_path, kind):
     classes = ["oak", "ash", "elm", "fir"]
-    inner = "" if kind != "wrapped zip" else "trees"
+    inner = "trees" if kind == "wrapped zip" else ""
     folder = make_tree(tmp_path / "photos", classes, prefix=inner)
-    path = folder if kind == "folder" else make_zip(folder, tmp_path / "photos.zip")
-    source = ImageFolder(path, 8)
+    before = "./" if kind == "dotted zip" else ""  # as some packers write
+    packed = make_zip(folder, tmp_path / "photos.zip", before)
+    source = ImageFolder(folder if kind == "folder" else packed, 8)
     assert source.class_names == ("ash", "elm", "fir", "oak")
     assert len(source) == 12
     assert source.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -57,6 +61,7 @@ def test_folder_and_zip_hold_the_same(tmp_path, kind):
     np.testing.assert_array_equal(source[1], np.full((8, 8, 3), (40, 10, 77)))
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again[11], source[11])
+    assert source.count_copies(np.arange(6), np.arange(4, 12)) == 2
 
 
 def test_hidden_and_other_files_are_ignored(tmp_path):

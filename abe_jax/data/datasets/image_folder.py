@@ -10,6 +10,7 @@ folders of network drives, and workdirs of runs are left out.
 
 import hashlib
 import os
+import pathlib
 import zipfile
 
 import numpy as np
@@ -18,7 +19,7 @@ from abe_jax.data.datasets import copies
 from abe_jax.data.datasets.class_folders import arrange
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected, Listing, Record
-from abe_jax.data.datasets.tree import Tree, local
+from abe_jax.data.datasets.tree import Tree, local, member_path
 from abe_jax.data.decoding import MAX_BYTES, decode, reason, require_known_square
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
@@ -65,7 +66,7 @@ class ImageFolder:
         found = arrange(tree)
         self.prefix, self.names, self.roles = found.prefix, found.names, found.roles
         self.labels, self.class_names = found.labels, found.class_names
-        self._zip: zipfile.ZipFile | None = None
+        self._zip: _Zip | None = None
 
     @property
     def stamp(self) -> str:
@@ -108,9 +109,9 @@ class ImageFolder:
             return copies.count_copies(
                 [paths[i] for i in some], [paths[i] for i in others]
             )
-        with zipfile.ZipFile(self.path) as archive:
-            members = [archive.getinfo(name) for name in names]
-        keys = [(member.file_size, member.CRC) for member in members]
+        with _Zip(self.path) as archive:
+            members = archive.members
+        keys = [(members[name].file_size, members[name].CRC) for name in names]
         known = {keys[i] for i in some}
         return sum(keys[i] in known for i in others)
 
@@ -120,9 +121,10 @@ class ImageFolder:
             if not self.path.is_file():
                 return (self.path / name).read_bytes()
             if self._zip is None:
-                self._zip = zipfile.ZipFile(self.path)
-            if self._zip.getinfo(name).file_size <= MAX_BYTES:
-                return self._zip.read(name)
+                self._zip = _Zip(self.path)
+            member = self._zip.members[name]
+            if member.file_size <= MAX_BYTES:
+                return self._zip.read(member)
         # Damage in a zip file shows in many ways, those of the decompressors too.
         except Exception as error:
             raise UserError(
@@ -132,6 +134,14 @@ class ImageFolder:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_zip": None}  # an open file cannot be pickled
+
+
+class _Zip(zipfile.ZipFile):
+    """An open zip file, with its members by relative path."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path)
+        self.members = {member_path(m.filename): m for m in self.infolist()}
 
 
 def _read(tree: Tree, expected: Expected) -> Listing:

@@ -80,20 +80,21 @@ class Tree:
                 f"({error})."
             ) from error
         for member in members:
-            *folders, file = member.split("/")
-            parts = [name for name in (*folders, file) if name]
+            path = member_path(member)
+            parts = path.split("/")
             system = next((n for n in parts if n in SYSTEM_FOLDERS), None)
-            if any(name.startswith(".") for name in parts):
+            if not path or any(name.startswith(".") for name in parts):
                 continue
             if system:
                 tree.left_out["/".join(parts[: parts.index(system) + 1])] = (
                     "system folders"
                 )
                 continue
-            if file:
-                tree.files[member] = member
-            parts = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
-            tree.folders.update(parts)
+            if not member.endswith("/"):
+                tree.files[path] = member
+                del parts[-1]
+            above = ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+            tree.folders.update(above)
         return tree
 
     def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]):
@@ -216,6 +217,11 @@ def parent(path: str) -> str:
     """The folder of a relative path, "" or with a slash at its end."""
     head, slash, _ = path.rpartition("/")
     return head + slash
+
+
+def member_path(name: str) -> str:
+    """Relative path of a member of a zip file; some packers write `./` before it."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _leads_to(kind: Callable[[], bool]) -> bool:
