@@ -252,7 +252,11 @@ class _LoadBatch:
     def _images(self, rows: np.ndarray) -> np.ndarray:
         first = self.subset[rows[0]]
         images = np.empty((len(rows), *first.shape), first.dtype)
-        images[0] = first
-        for number, row in enumerate(rows[1:], start=1):
-            images[number] = self.subset[row]  # while it is still in the cache
+        places: dict[int, int] = {}  # of small classes, and of the end, rows repeat
+        for number, row in enumerate(rows.tolist()):
+            place = places.setdefault(row, number)
+            if place < number:
+                images[number] = images[place]
+            else:  # while it is still in the cache
+                images[number] = self.subset[row] if number else first
         return images

@@ -158,6 +158,17 @@ class Counted(Numbered):
         return super().__getitem__(index)
 
 
+def test_what_is_in_a_batch_more_than_once_is_read_once():
+    """Of the last batch most is padding, of a small class some images repeat."""
+    source = Counted(8)  # five of a class, three of another
+    subset = Subset(source, np.arange(8))
+    list(data.evaluation_batches(subset, 6, data.Reading()))
+    assert (source.reads == 1).all()
+    sampler = samplers.ClassSampler(subset.labels, 10, 5, seed=0)
+    list(data.train_batches(subset, sampler, start=0, stop=1, reading=data.Reading()))
+    assert (source.reads == 2).all()
+
+
 def test_what_is_kept_in_memory_is_read_once_whatever_the_workers():
     """Workers would each keep a copy, and read anew at every evaluation."""
     config = default.get_config().data
