@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from abe_jax.data.datasets.listing import Record
+from abe_jax.data.decoding import decode, decode_stored
 from abe_jax.data.prepare.encoding import BadImage, Storing, encode, encode_files
 
 RED = (200, 30, 40)
@@ -104,6 +105,18 @@ def test_keep_original():
     assert pixels(encode(png, storing)).shape == (700, 900, 3)
 
 
+@pytest.mark.parametrize("storing", [Storing(), Storing(keep_original=True)])
+def test_a_jpeg_of_several_pictures_keeps_its_bytes(storing):
+    """Telephones write such; the first picture is the image."""
+    first, second = (Image.new("RGB", (90, 70), colour) for colour in (RED, "blue"))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    stored = encode(data, storing).jpeg
+    assert stored == data
+    for decoder in (decode, decode_stored):
+        square = decoder(stored, 70, "it").reshape(-1, 3)
+        assert np.abs(square.mean(0) - RED).max() <= 4
+
+
 def test_quality_is_that_of_the_encoder():
     rng = np.random.default_rng(0)
     png = encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)))
@@ -152,6 +165,10 @@ BAD = {
     "3 x 99": (encoded(Image.new("RGB", (3, 99))), "3 x 99 pixels, less than 4"),
     "20,000 x 20,000": (png_of_size(20_000, 20_000), "more than 178,956,970 pixels"),
     "JPEG bomb": (jpeg_of_size(65_000, 65_000), "more than 178,956,970 pixels"),
+    "longer than JPEG allows": (
+        encoded(Image.new("1", (65_501, 9))),
+        "a side of 65,501 pixels as it would be stored; JPEG allows 65,500",
+    ),
     "under the bound": (png_of_size(12_000, 12_000), "truncated|broken|incomplete"),
 }
 

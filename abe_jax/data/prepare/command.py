@@ -185,7 +185,9 @@ def _define_flags() -> tuple[str, ...]:
         ),
         flags.DEFINE_integer("quality", 95, "Of the stored JPEG files, 1 to 100."),
         flags.DEFINE_bool(
-            "keep_original", False, "Store images at their size, JPEG files unchanged."
+            "keep_original",
+            False,
+            "Store images at their size, upright RGB JPEG files unchanged.",
         ),
         flags.DEFINE_bool(
             "skip_bad",

@@ -20,6 +20,7 @@ from abe_jax.errors import UserError
 
 # Pillow's own bound, above which it refuses a file as a decompression bomb.
 MAX_PIXELS = 178_956_970
+MAX_SIDE = 65_500  # pixels, as stored; libjpeg's bound
 MIN_SIDE = 4  # pixels; a smaller one shows nothing, it is a placeholder
 _WHOLE: RelativeBox = (0.0, 0.0, 1.0, 1.0)
 _CHUNK = 16  # files that a process gets at a time
@@ -31,7 +32,8 @@ class Storing:
 
     Attributes:
       size: what a longer short side is reduced to, pixels.
-      keep_original: whether images keep their size, and JPEG files their bytes.
+      keep_original: whether images keep their size, and upright RGB JPEG files their
+        bytes.
       quality: of the JPEG encoder, 1 to 100.
     """
 
@@ -64,7 +66,7 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
 
     The content decides what a file is, not the suffix of its name. Orientation is that
     of the EXIF tag, transparency is laid over white, every colour mode becomes RGB. An
-    RGB JPEG file that is no larger than wanted keeps its bytes.
+    upright RGB JPEG file that is no larger than wanted keeps its bytes.
 
     Args:
       data: contents of an image file.
@@ -80,7 +82,8 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size)
             relative = _relative(box, image.size)
-            plain = image.format == "JPEG" and image.mode == "RGB"
+            # MPO, of many telephones, is JPEG with more pictures after the first.
+            plain = image.format in ("JPEG", "MPO") and image.mode == "RGB"
             wanted = min(image.size) if storing.keep_original else storing.size
             if min(image.size) > 4 * wanted:
                 # JPEG decodes at a fraction of its size; the rest is left to resizing.
@@ -90,20 +93,26 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
             if plain and upright and min(image.size) <= wanted:
                 return Encoded(data, relative, _digest(data))
             rgb = to_rgb(image)
+        if box is not None and not upright:
+            raise BadImage("it has a bounding box and is turned by its EXIF tag")
+        if min(rgb.size) > wanted:
+            scale = wanted / min(rgb.size)
+            width, height = (max(wanted, round(side * scale)) for side in rgb.size)
+            bicubic = Image.Resampling.BICUBIC
+            rgb = rgb.resize((width, height), bicubic, reducing_gap=3.0)
+        if max(rgb.size) > MAX_SIDE:
+            raise BadImage(
+                f"a side of {max(rgb.size):,} pixels as it would be stored; JPEG "
+                f"allows {MAX_SIDE:,}"
+            )
+        buffer = io.BytesIO()
+        rgb.save(buffer, "JPEG", quality=storing.quality)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # what Pillow's readers raise has no common name
         raise BadImage(reason(error)) from error
-    if box is not None and not upright:
-        raise BadImage("it has a bounding box and is turned by its EXIF tag")
-    if min(rgb.size) > wanted:
-        scale = wanted / min(rgb.size)
-        size = tuple(max(wanted, round(side * scale)) for side in rgb.size)
-        rgb = rgb.resize((size[0], size[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    rgb.save(buffer, "JPEG", quality=storing.quality)
     return Encoded(buffer.getvalue(), relative, _digest(data))
 
 
