@@ -59,12 +59,14 @@ def _open_prepared(config, folder: pathlib.Path) -> PreparedRecords:
             folder,
             records.num_skipped,
         )
-    if 0 < records.stored_size < config.load_size:
+    stored, wanted = records.stored_size, config.load_size
+    if 0 < stored < wanted or (config.box_crop and stored == wanted):
         _log.warning(
-            "%s is stored with a short side of %d, and enlarged to data.load_size = "
+            "%s is stored with a short side of %d, and %s enlarged to data.load_size = "
             "%d; prepare it with a larger --size.",
             folder,
-            records.stored_size,
-            config.load_size,
+            stored,
+            "boxes of it are" if config.box_crop else "it is",
+            wanted,
         )
     return records

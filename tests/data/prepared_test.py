@@ -225,6 +225,15 @@ def test_images_stored_smaller_than_wanted_are_told(data_dir, caplog, tmp_path):
     with caplog.at_level(logging.WARNING):
         data.create(config)
     assert "enlarged to data.load_size = 300; prepare it with a larger" in caplog.text
+    caplog.clear()
+    config.load_size = 256
+    with caplog.at_level(logging.WARNING):
+        data.create(config)
+    assert not caplog.text
+    config.box_crop = True
+    with caplog.at_level(logging.WARNING):
+        data.create(config)
+    assert "boxes of it are enlarged to data.load_size = 256; prepare" in caplog.text
 
 
 def test_left_out_images_are_told(tmp_path, caplog):
