@@ -11,6 +11,7 @@ from abe_jax.data import sources
 from abe_jax.data.datasets.image_folder import ImageFolder
 from abe_jax.data.memory import InMemory
 from abe_jax.data.pipeline import Subset
+from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Splits:
       evaluation_name: "validation" where part of the training classes is held out for
         choosing settings, else "test".
       zero_shot: True where no class is in both parts.
+      num_skipped: bad files that the data set was prepared without.
     """
 
     train: Subset
@@ -35,6 +37,7 @@ class Splits:
     evaluation_name: str
     zero_shot: bool
     gallery: Subset | None = None
+    num_skipped: int = 0
 
     @property
     def parts(self) -> dict[str, Subset]:
@@ -155,6 +158,7 @@ def create(config) -> Splits:
                 copies,
                 evaluation.sum(),
             )
+    num_skipped = source.num_skipped if isinstance(source, PreparedRecords) else 0
     if config.in_memory:
         source = InMemory(source)
     train_part = Subset(source, np.flatnonzero(train))
@@ -166,7 +170,9 @@ def create(config) -> Splits:
             "%d classes are in both train/ and test/: Recall@K is not zero-shot.",
             len(shared),
         )
-    splits = Splits(train_part, evaluation_part, name, not len(shared), gallery)
+    splits = Splits(
+        train_part, evaluation_part, name, not len(shared), gallery, num_skipped
+    )
     _log.info("%s", "; ".join(_classes_of(*part) for part in splits.parts.items()))
     return splits
 

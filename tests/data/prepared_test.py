@@ -16,6 +16,7 @@ from abe_jax.data import prepared, samplers
 from abe_jax.data.decoding import PADDING, decode, decode_stored
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError
+from abe_jax.evaluate import run
 from abe_jax.prepare import prepare
 from configs import default
 
@@ -241,10 +242,15 @@ def test_left_out_images_are_told(tmp_path, caplog):
     (base / "images" / "002.Bird_2" / "Bird_0001.jpg").write_bytes(b"")
     expected = fake.SMALL["cub200"]
     prepare("cub200", base, tmp_path / "data", expected=expected, skip_bad=True)
+    config = default.get_config()
+    config.data = config_of(tmp_path / "data", "cub200", in_memory=True)
     with caplog.at_level(logging.WARNING):
-        splits = data.create(config_of(tmp_path / "data", "cub200"))
+        splits = data.create(config.data)
     assert "without 1 bad files: its Recall@K is not comparable" in caplog.text
     assert len(splits.train) == 32
+    protocol = run._protocol(config, splits, 1)
+    assert protocol["storage"] == "JPEG, short side 256, quality 95"
+    assert (protocol["num_skipped"], protocol["load_size"]) == (1, 36)
 
 
 def _no_index(folder):
