@@ -135,8 +135,9 @@ def disk_text(error: OSError, folder: pathlib.Path) -> str:
         there = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(there).free / 2**20
         return (
-            f"the disk is full: {free:,.0f} MiB left in {folder}; nothing was kept. "
-            "Make room or choose another --data_dir, and run again."
+            "the disk is full: nothing was kept, so that there are now "
+            f"{free:,.0f} MiB left in {folder}. Make room or choose another "
+            "--data_dir, and run again."
         )
     where = error.filename or folder
     return f"cannot read or write {str(where)!r}: {error.strerror or error}."
