@@ -206,6 +206,13 @@ def test_names_with_line_breaks_and_of_no_utf_8(tmp_path):
     assert made.description()["fingerprint"] == unmade.description()["fingerprint"]
 
 
+def test_a_data_dir_that_is_no_utf_8_is_refused(tmp_path):
+    make(tmp_path / "photos")
+    with pytest.raises(UserError, match="--data_dir '.*xff' is no UTF-8; choose"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / "d\udcff")
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
 def test_records_that_changed_on_their_way_to_the_disk_are_noticed(
     tmp_path, monkeypatch
 ):

@@ -71,6 +71,12 @@ def prepare(
             "least 16 and a quality of 1 to 100 are needed."
         )
     source, data_dir = local(source, "--source"), local(data_dir, "--data_dir")
+    try:
+        str(data_dir).encode()
+    except UnicodeEncodeError as error:  # ArrayRecord knows no other paths
+        raise UserError(
+            f"--data_dir {printable(data_dir)!r} is no UTF-8; choose another."
+        ) from error
     if not os.path.exists(source):
         raise UserError(
             f"--source {str(source)!r} does not exist; give the folder or the archive "
