@@ -57,15 +57,15 @@ def decode(
 
     Of several frames the first is taken. Orientation is that of the EXIF tag, where it
     can be read; transparency is laid over white, 16-bit grey is scaled to 8 bits, grey,
-    palette and CMYK become RGB. An image whose short side is `size` is not resized.
+    palette and CMYK become RGB.
 
     Args:
       data: contents of an image file.
       size: side of the result, pixels.
       name: what an error message calls the image.
-      square: "centre": the short side becomes `size`, and the middle is kept;
-        "squeeze": both sides become `size`; "pad": the long side becomes `size`, and
-        what the short one lacks is `PADDING`, half on either side.
+      square: "centre": the short side becomes `size`, unless it is already, and the
+        middle is kept; "squeeze": both sides become `size`; "pad": the long side
+        becomes `size`, and what the short one lacks is `PADDING`, half on either side.
       box: part of the image to take.
 
     Returns:
@@ -107,9 +107,10 @@ def to_square(rgb: Image.Image, size: int, square: str) -> np.ndarray:
 def decode_stored(
     data: bytes, size: int, name: str, *, square: str = "centre"
 ) -> np.ndarray:
-    """Decodes a file that `abe_jax.prepare` stored with a short side of the size.
+    """Decodes a file that `abe_jax.prepare` stored for squares of the size.
 
-    Such a file is an RGB JPEG, the right way up. The pixels are those of `decode`, in
+    Such a file is an RGB JPEG, the right way up, with a short side of the size, or less
+    where the image was smaller. The pixels are those of `decode`, in
     half the time, and the interpreter is left to other threads: libjpeg-turbo writes
     straight into the array. A file that it has anything to say of is left to `decode`.
 
