@@ -22,11 +22,14 @@ from abe_jax.retrieval.plan import AXIS, LANES, Device, Plan, mesh_of, product
 from abe_jax.retrieval.rows import READ_ROWS, Side
 
 _PRECISION_ERROR = {
-    # Relative to |q| |g|, beside float32's own: three bfloat16 passes, and one.
+    # Relative to |q| |g|, beside float32's own. DEFAULT: one pass of bfloat16. HIGH: on
+    # TPUs three of them, elsewhere one of tensorfloat32, whose operands are rounded or
+    # cut to 10 bits.
     lax.Precision.HIGHEST: 0.0,
-    lax.Precision.HIGH: 2.0**-14,
+    lax.Precision.HIGH: 2.0**-9,
     lax.Precision.DEFAULT: 2.0**-7,
 }
+_HIGH_ERROR_OF_TPUS = 2.0**-14
 
 
 def count_negatives(
@@ -49,7 +52,7 @@ def count_negatives(
     surely, perhaps = (np.zeros((len(left.order), width), np.int32) for _ in range(2))
     tile, chunk = _portions(left, gallery, right is None, plan)
     longest = float(gallery.rows.norms.max())
-    bounds = _bounds(left, longest, plan.precision)
+    bounds = _bounds(left, longest, plan)
     chunks = [
         [(s, min(s + chunk, len(side.order))) for s in range(0, len(side.order), chunk)]
         for side in (left, gallery)
@@ -99,15 +102,16 @@ def _portions(left: Side, right: Side, same: bool, plan: Plan) -> tuple[int, int
     return tile, tile * blocks
 
 
-def _bounds(
-    side: Side, longest: float, precision: lax.Precision
-) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(side: Side, longest: float, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Products surely at or above each positive, and perhaps: two [R, n] float32."""
     assert side.positives is not None
     sims = side.positives.T
     # The bound for a sum of products in any order (gamma_n), products that
     # underflow, two roundings to float32, and the error of float64 beside them.
-    unit = (side.rows.dim + 16) * 2.0**-24 + _PRECISION_ERROR[precision]
+    lost = _PRECISION_ERROR[plan.precision]
+    if plan.precision == lax.Precision.HIGH and plan.devices[0].platform == "tpu":
+        lost = _HIGH_ERROR_OF_TPUS
+    unit = (side.rows.dim + 16) * 2.0**-24 + lost
     error = side.rows.norms[side.order] * longest * unit + side.rows.dim * 1.2e-38
     upper = np.nextafter((sims + error).astype(np.float32), np.float32(np.inf))
     lower = np.nextafter((sims - error).astype(np.float32), np.float32(-np.inf))

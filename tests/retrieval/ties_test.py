@@ -175,6 +175,34 @@ def test_low_precision_keeps_the_ranks(monkeypatch):
     counting._counter.cache_clear()
 
 
+def test_high_precision_keeps_the_ranks(monkeypatch):
+    """The product as a GPU does it: operands of tensorfloat32, rounded or cut."""
+    e, y = units(0, 2000, 16, 200)
+    want = retrieval.evaluate_retrieval(e, y, (1, 10), devices=DEVICES[:1])
+
+    def rounded(x):
+        return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
+
+    def cut(x):
+        bits = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFE000)
+        return lax.bitcast_convert_type(bits, jnp.float32)
+
+    for kept in (rounded, cut):
+        monkeypatch.setattr(
+            counting,
+            "product",
+            lambda a, b, _, kept=kept: lax.dot_general(
+                kept(a), kept(b), (((1,), (1,)), ((), ()))
+            ),
+        )
+        counting._counter.cache_clear()
+        found = retrieval.evaluate_retrieval(
+            e, y, (1, 10), precision="high", devices=DEVICES[:1]
+        )
+        assert found == want
+    counting._counter.cache_clear()
+
+
 def test_products_are_float32_by_default(monkeypatch):
     seen = []
 
