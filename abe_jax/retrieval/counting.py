@@ -106,13 +106,16 @@ def _bounds(side: Side, longest: float, plan: Plan) -> tuple[np.ndarray, np.ndar
     """Products surely at or above each positive, and perhaps: two [R, n] float32."""
     assert side.positives is not None
     sims = side.positives.T
-    # The bound for a sum of products in any order (gamma_n), products that
-    # underflow, two roundings to float32, and the error of float64 beside them.
+    # The bound for a sum of products in any order (gamma_n), two roundings to float32,
+    # and the error of float64 beside them.
     lost = _PRECISION_ERROR[plan.precision]
     if plan.precision == lax.Precision.HIGH and plan.devices[0].platform == "tpu":
         lost = _HIGH_ERROR_OF_TPUS
     unit = (side.rows.dim + 16) * 2.0**-24 + lost
-    error = side.rows.norms[side.order] * longest * unit + side.rows.dim * 1.2e-38
+    norms = side.rows.norms[side.order]
+    # Devices take subnormal numbers for zero: values, products, sums and bounds.
+    underflow = side.rows.dim * 4e-38 * (1 + norms + longest)
+    error = norms * longest * unit + underflow
     upper = np.nextafter((sims + error).astype(np.float32), np.float32(np.inf))
     lower = np.nextafter((sims - error).astype(np.float32), np.float32(-np.inf))
     lower[np.isinf(sims)] = np.inf

@@ -30,7 +30,8 @@ def top_k(
     Equal gallery rows tie exactly and come in the order of their indices. Different
     rows are ordered by the product as the device computes it, in float32: two whose
     similarities lie within its rounding error of each other (about 1e-7 for unit
-    vectors) may change places on another device or with other block sizes.
+    vectors) may change places on another device or with other block sizes. Devices take
+    subnormal values, those below 1.2e-38, for zero.
 
     `Gallery` keeps a gallery on its devices for many calls.
 

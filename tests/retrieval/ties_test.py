@@ -95,6 +95,19 @@ def test_classes_of_a_thousand_are_counted_in_time(kind, monkeypatch):
         assert 0.3 < result.r_precision < 0.6
 
 
+def test_values_that_devices_take_for_zero_count():
+    """Subnormal ones, as XLA flushes its operands; the products are not so small."""
+    e, y = units(7, 60, 8, 6)
+    scaled = (e * 1e15).astype(np.float32), y, (1, 10)
+    tiny = (e * 1e-39).astype(np.float32), (y + np.arange(60) % 2) % 6
+    want = expected(*scaled, *tiny)
+    found = retrieval.evaluate_retrieval(
+        *scaled, gallery_embeddings=tiny[0], gallery_labels=tiny[1]
+    )
+    assert want.hits[1] < len(want.rows)
+    check(found, want)
+
+
 def test_a_collapsed_embedding_scores_zero_unless_most_are_positives():
     e = np.ones((10, 3), np.float32)
     few = retrieval.evaluate_retrieval(e, np.arange(10) % 5, (1,))
