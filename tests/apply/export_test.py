@@ -78,6 +78,9 @@ def test_stablehlo_takes_any_batch_on_each_platform(exported):
         bytearray((folder / "model.stablehlo").read_bytes())
     )
     assert program.platforms == ("cpu", "cuda", "tpu")
+    # Float32 where products of float32 are not, by default: TPUs, GPUs.
+    precisions = re.findall(r"precision(?:_config)? = \[(.*?)\]", program.mlir_module())
+    assert len(precisions) > 5 and all(p.count("HIGHEST") == 2 for p in precisions)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
     expected = model.embed(pixels).reshape(5, -1)
     np.testing.assert_allclose(program.call(pixels), expected, atol=1e-5)
@@ -107,11 +110,16 @@ def test_onnx(exported):
 
 @pytest.mark.peers
 def test_onnx_of_another_result_is_not_written(model, tmp_path, monkeypatch):
-    embed = model.embed
-    monkeypatch.setattr(model, "embed", lambda images: embed(images) + 0.001)
+    embed, precisions = model.embed, []
+
+    def embed_off(images):
+        precisions.append(jax.config.jax_default_matmul_precision)
+        return embed(images) + 0.001
+
+    monkeypatch.setattr(model, "embed", embed_off)
     with pytest.raises(UserError, match="off by 1.0e-03; nothing was written"):
         export.write(model, tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and precisions == ["highest"]
 
 
 @pytest.mark.peers

@@ -67,7 +67,10 @@ def write(model: Trained, output: Path) -> str:
         with config.unlocked():  # the ONNX writer knows no loops
             config.model.update(dtype="float32", learners_in_turn=False)
         model = Trained(model.workdir, model.step, config=config)
-    content, note = make(model)
+    # By default TPUs multiply in bfloat16 and GPUs in tensorfloat32. What is compared
+    # with the file is traced anew with it.
+    with jax.default_matmul_precision("highest"):
+        content, note = make(model)
     with written(path) as part:
         part.write_bytes(content)
     return f"{printable(path)}: {len(content) / 2**20:,.1f} MiB, {note}"
