@@ -37,7 +37,7 @@ _AHEAD = 256  # images that are decoded before they are asked for, at most
 _OPEN_ZIPS = 128  # at once: systems bound the number of open files
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image on disk, read when asked.
 

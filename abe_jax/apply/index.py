@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 INDEX_FOLDER = "index"
 _TRY_AGAIN = -1, -1  # the version of no file
+_MOVED_AT_ONCE = 4096  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,57 +183,49 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     )
     files = {image.name: image for image in find(folder)}
     known, stored = _read(path, model.identity)
-    # Name to row of `parts`, put together; None where the image cannot be read.
-    rows = {
-        name: row
-        for name, (version, row) in known.items()
-        if name in files and files[name].version == version
+    looked = {
+        name: known[name]
+        for name, image in files.items()
+        if name in known and known[name][0] == image.version
     }
-    kept = sum(row is not None for row in rows.values())
-    fresh = rows.keys() == known.keys() == files.keys()
-    parts = [stored] if len(stored) else []
+    kept = sum(readable for _, readable in looked.values())
+    todo = [image for name, image in files.items() if name not in looked]
+    # A row for each image that may be readable, in the order of their names.
+    room = [name for name in files if name not in looked or looked[name][1]]
+    rows = {name: row for row, name in enumerate(room)}
+    embeddings = stored
+    if todo or looked != known:
+        _require_writable(path)
+        each = model.num_learners, model.dim // model.num_learners
+        embeddings = _moved(stored, known, rows, each)
+    del stored
 
     def refuse(file: ImageFile, error: UserError) -> None:
-        if getattr(error.__cause__, "errno", None) is not None:
-            # The system's refusal may pass: such an image is tried again.
-            files[file.name] = dataclasses.replace(file, version=_TRY_AGAIN)
-        rows[file.name] = None
+        # The system's refusal may pass: such an image is tried again.
+        passes = getattr(error.__cause__, "errno", None) is not None
+        looked[file.name] = (_TRY_AGAIN if passes else file.version), False
 
-    number = len(stored)
-    todo = [image for name, image in files.items() if name not in rows]
-    if not fresh:
-        _require_writable(path)
     try:
-        for done, embeddings in model.embed_files(progress.bar(todo), refuse):
-            parts.append(embeddings)  # first: Ctrl-C may come between these lines
-            rows |= {image.name: number + i for i, image in enumerate(done)}
-            number += len(done)
+        for done, found in model.embed_files(progress.bar(todo), refuse):
+            embeddings[[rows[image.name] for image in done]] = found
+            looked |= {image.name: (image.version, True) for image in done}
     finally:
         # After Ctrl-C too: what was embedded need not be embedded again.
-        names = sorted(rows)
-        readable = [name for name in names if rows[name] is not None]
-        together = np.concatenate(parts) if parts else stored
-        if not fresh:
-            together = together[np.array([rows[name] for name in readable], np.int64)]
-            _write(
-                path,
-                paths=np.array(names, np.str_),
-                versions=np.array([files[n].version for n in names], np.int64),
-                readable=np.array([rows[n] is not None for n in names], bool),
-                embeddings=together,
-                folder=np.array(str(place)),
-                model=np.array(model.identity),
-            )
-    if not readable:
+        good = [name for name in room if name in looked and looked[name][1]]
+        if len(good) < len(room):
+            embeddings = embeddings[[rows[name] for name in good]]
+        if looked != known:
+            _write(path, place, model.identity, looked, embeddings)
+    if not good:
         raise UserError(f"no image of {printable(folder)!r} could be read.")
     changes = Changes(
-        embedded=len(readable) - kept,
+        embedded=len(good) - kept,
         kept=kept,
         dropped=len(known.keys() - files.keys()),
-        unreadable=tuple(name for name in names if rows[name] is None),
+        unreadable=tuple(name for name in files if not looked[name][1]),
     )
-    found = [files[name] for name in readable]
-    return Index(place, found, together, changes, model.identity, path)
+    found = [files[name] for name in good]
+    return Index(place, found, embeddings, changes, model.identity, path)
 
 
 def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -241,11 +234,25 @@ def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return workdir / INDEX_FOLDER / f"{name or 'root'}-{digest}.npz"
 
 
-Known = dict[str, tuple[tuple[int, int], int | None]]
+# Name to version and whether it can be read.
+Looked = dict[str, tuple[tuple[int, int], bool]]
 
 
-def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
-    """Name to version and row, and the rows; nothing of another model."""
+def _moved(
+    stored: np.ndarray, known: Looked, rows: dict[str, int], each: tuple[int, int]
+) -> np.ndarray:
+    """Room for so many rows of that shape, with those that are known in theirs."""
+    embeddings = np.empty((len(rows), *each), np.float32)
+    readable = (name for name, (_, readable) in known.items() if readable)
+    moves = [(rows[name], row) for row, name in enumerate(readable) if name in rows]
+    for at in range(0, len(moves), _MOVED_AT_ONCE):
+        to, row = zip(*moves[at : at + _MOVED_AT_ONCE], strict=True)
+        embeddings[list(to)] = stored[list(row)]
+    return embeddings
+
+
+def _read(path: pathlib.Path, identity: str) -> tuple[Looked, np.ndarray]:
+    """What was looked at, and the rows of the readable; nothing of another model."""
     nothing = {}, np.zeros((0, 1, 1), np.float32)
     if not path.exists():
         return nothing
@@ -253,12 +260,11 @@ def _read(path: pathlib.Path, identity: str) -> tuple[Known, np.ndarray]:
         with np.load(path, allow_pickle=False) as content:
             if str(content["model"]) != identity:
                 return nothing
-            names, readable = content["paths"].tolist(), content["readable"]
-            rows = (np.cumsum(readable) - 1).tolist()
+            names, readable = content["paths"].tolist(), content["readable"].tolist()
             known = {
-                name: ((size, time), row if good else None)
-                for name, (size, time), row, good in zip(
-                    names, content["versions"].tolist(), rows, readable, strict=True
+                name: ((size, time), good)
+                for name, (size, time), good in zip(
+                    names, content["versions"].tolist(), readable, strict=True
                 )
             }
             return known, content["embeddings"]
@@ -280,9 +286,25 @@ def _require_writable(path: pathlib.Path) -> None:
         raise UserError(f"cannot write the index: {error}.") from error
 
 
-def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+def _write(
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    identity: str,
+    looked: Looked,
+    embeddings: np.ndarray,
+) -> None:
+    names = sorted(looked)
     try:
         with whole(path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(
+                file,
+                allow_pickle=False,
+                paths=np.array(names, np.str_),
+                versions=np.array([looked[name][0] for name in names], np.int64),
+                readable=np.array([looked[name][1] for name in names], bool),
+                embeddings=embeddings,
+                folder=np.array(str(folder)),
+                model=np.array(identity),
+            )
     except OSError as error:
         raise UserError(f"cannot write the index: {error}.") from error

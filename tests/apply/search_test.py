@@ -1,6 +1,5 @@
-"""Indexing a folder, refreshing the index, searching it."""
+"""Searching the index of a folder."""
 
-import copy
 import functools
 import gc
 import os
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from apply.conftest import NAMES
 from command_line import run, start
-from PIL import Image
 
 import abe_jax
 from abe_jax import retrieval
@@ -22,114 +20,6 @@ from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
 from abe_jax.report import page
 from abe_jax.workdir import config_files
-
-
-@pytest.fixture
-def decoded(model, monkeypatch):
-    """Names of the images that are decoded."""
-    names, decode = [], model.decode
-
-    def noted(content, name):
-        names.append(name)
-        return decode(content, name)
-
-    monkeypatch.setattr(model, "decode", noted)
-    return names
-
-
-def test_an_unchanged_folder_decodes_nothing(model, pictures, tmp_path, decoded):
-    (pictures / "broken.png").write_bytes(b"nothing")
-    first = model.index(pictures, tmp_path / "i.npz")
-    assert first.changes.embedded == len(NAMES) and len(decoded) == len(NAMES) + 1
-    assert first.paths == NAMES
-    decoded.clear()
-    before = (tmp_path / "i.npz").read_bytes()
-    again = model.index(pictures, tmp_path / "i.npz")
-    assert decoded == []
-    assert again.changes.kept == len(NAMES)
-    assert again.changes.unreadable == ("broken.png",)
-    np.testing.assert_array_equal(again.embeddings, first.embeddings)
-    assert (tmp_path / "i.npz").read_bytes() == before
-
-
-def test_new_changed_and_deleted_files_only(model, pictures, tmp_path, decoded):
-    file = tmp_path / "i.npz"
-    model.index(pictures, file)
-    decoded.clear()
-    (pictures / "a" / "1.png").unlink()
-    Image.new("RGB", (40, 40), "red").save(pictures / "a" / "b" / "2.PNG")
-    Image.new("RGB", (40, 40), "blue").save(pictures / "new.png")
-    os.utime(pictures / "a" / "more.zip")  # its members are the same
-    index = model.index(pictures, file)
-    assert sorted(decoded) == ["a/b/2.PNG", "new.png"]
-    changes = index.changes
-    assert (changes.embedded, changes.kept, changes.dropped) == (2, len(NAMES) - 2, 1)
-    np.testing.assert_allclose(index.embeddings, model.embed(pictures), atol=1e-6)
-    decoded.clear()
-    assert model.index(pictures, file).changes.embedded == 0 and decoded == []
-
-
-def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
-    embed_files = model.embed_files
-
-    def interrupted(files, refused):
-        yield next(embed_files(list(files)[:3], refused))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "embed_files", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            model.index(pictures, tmp_path / "i.npz")
-    index = model.index(pictures, tmp_path / "i.npz")
-    assert (index.changes.kept, index.changes.embedded) == (3, len(NAMES) - 3)
-    assert index.paths == NAMES
-
-
-def test_what_the_system_refuses_is_tried_again(model, pictures, tmp_path, monkeypatch):
-    read, file = images.Reader.read, tmp_path / "i.npz"
-
-    def refuse(reader, image):
-        if image.name == "a/1.png":
-            cause = OSError(5, "Input/output error")
-            raise UserError(f"cannot read {image.name}: {cause}.") from cause
-        return read(reader, image)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(images.Reader, "read", refuse)
-        assert model.index(pictures, file).changes.unreadable == ("a/1.png",)
-    again = model.index(pictures, file)
-    assert (again.changes.embedded, again.changes.unreadable) == (1, ())
-
-
-def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
-    index = model.index(pictures, tmp_path / "i.npz")
-    other = copy.copy(model)
-    other.__dict__.pop("identity", None)
-    params, others = model.variables
-    params = {**params, "head": {k: v + 1 for k, v in params["head"].items()}}
-    other.variables = params, others
-    with pytest.raises(
-        UserError, match="was made by other weights than those of .*, s"
-    ):
-        other.search(pictures, index)
-    assert other.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
-
-
-def test_a_file_that_is_no_index(model, pictures, tmp_path):
-    (tmp_path / "i.npz").write_bytes(b"nothing")
-    np.save(tmp_path / "rows.npy", np.ones((3, 3)))
-    for name in ("i.npz", "rows.npy"):
-        with pytest.raises(UserError, match="is no index .* delete it"):
-            model.index(pictures, tmp_path / name)
-
-
-def test_an_index_that_cannot_be_kept_is_refused_before_the_work(
-    model, pictures, tmp_path, decoded
-):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the index"):
-        model.index(pictures, tmp_path / "file" / "i.npz")
-    assert not decoded
 
 
 def test_a_run_is_found_from_any_folder(workdir, pictures, tmp_path, monkeypatch):

@@ -1,0 +1,174 @@
+"""The index of a folder: made, refreshed, kept."""
+
+import copy
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from apply.conftest import NAMES
+from PIL import Image
+
+from abe_jax.apply import images
+from abe_jax.apply import index as indexing
+from abe_jax.errors import UserError
+
+
+@pytest.fixture
+def decoded(model, monkeypatch):
+    """Names of the images that are decoded."""
+    names, decode = [], model.decode
+
+    def noted(content, name):
+        names.append(name)
+        return decode(content, name)
+
+    monkeypatch.setattr(model, "decode", noted)
+    return names
+
+
+def test_an_unchanged_folder_decodes_nothing(model, pictures, tmp_path, decoded):
+    (pictures / "broken.png").write_bytes(b"nothing")
+    first = model.index(pictures, tmp_path / "i.npz")
+    assert first.changes.embedded == len(NAMES) and len(decoded) == len(NAMES) + 1
+    assert first.paths == NAMES
+    decoded.clear()
+    before = (tmp_path / "i.npz").read_bytes()
+    again = model.index(pictures, tmp_path / "i.npz")
+    assert decoded == []
+    assert again.changes.kept == len(NAMES)
+    assert again.changes.unreadable == ("broken.png",)
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    assert (tmp_path / "i.npz").read_bytes() == before
+
+
+def test_a_link_to_nothing_leaves_the_index_as_it_is(model, pictures, tmp_path):
+    """It is tried again at each search, of which the index holds nothing new."""
+    link, file = pictures / "a" / "link.png", tmp_path / "i.npz"
+    link.symlink_to("nowhere")
+    first = model.index(pictures, file)
+    before = file.stat()
+    again = model.index(pictures, file)
+    assert again.changes.unreadable == ("a/link.png",)
+    assert again.paths == NAMES
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    # A file that is written takes the place of the old one.
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (
+        *(before.st_ino, before.st_mtime_ns),
+    )
+    link.unlink()
+    assert model.index(pictures, file).changes.dropped == 1
+    assert file.stat().st_ino != before.st_ino
+
+
+def test_embeddings_are_held_once(model, pictures, tmp_path, monkeypatch):
+    """And those that were stored beside them, while they are moved."""
+    wide, number = 1 << 17, 64
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(number):
+        os.link(pictures / "a" / "1.png", folder / f"{i:02}.png")
+    row = 4 * model.num_learners * wide
+
+    def embed_files(files, _):
+        for file in files:
+            yield [file], np.ones((1, model.num_learners, wide), np.float32)
+
+    monkeypatch.setattr(model, "dim", model.num_learners * wide)
+    monkeypatch.setattr(model, "embed_files", embed_files)
+
+    def most_held() -> float:
+        tracemalloc.start()
+        try:
+            index = model.index(folder, tmp_path / "i.npz")
+            assert (index.embeddings == 1).all()
+            return tracemalloc.get_traced_memory()[1] / (len(index) * row)
+        finally:
+            tracemalloc.stop()
+
+    monkeypatch.setattr(indexing, "_MOVED_AT_ONCE", 4)
+    assert most_held() < 1.4
+    assert most_held() < 1.4  # as it is in the file
+    (folder / "00.png").unlink()
+    os.link(pictures / "a" / "1.png", folder / "new.png")
+    assert most_held() < 2.4
+
+
+def test_new_changed_and_deleted_files_only(model, pictures, tmp_path, decoded):
+    file = tmp_path / "i.npz"
+    model.index(pictures, file)
+    decoded.clear()
+    (pictures / "a" / "1.png").unlink()
+    Image.new("RGB", (40, 40), "red").save(pictures / "a" / "b" / "2.PNG")
+    Image.new("RGB", (40, 40), "blue").save(pictures / "new.png")
+    os.utime(pictures / "a" / "more.zip")  # its members are the same
+    index = model.index(pictures, file)
+    assert sorted(decoded) == ["a/b/2.PNG", "new.png"]
+    changes = index.changes
+    assert (changes.embedded, changes.kept, changes.dropped) == (2, len(NAMES) - 2, 1)
+    np.testing.assert_allclose(index.embeddings, model.embed(pictures), atol=1e-6)
+    decoded.clear()
+    assert model.index(pictures, file).changes.embedded == 0 and decoded == []
+
+
+def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
+    embed_files = model.embed_files
+
+    def interrupted(files, refused):
+        yield next(embed_files(list(files)[:3], refused))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "embed_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.index(pictures, tmp_path / "i.npz")
+    index = model.index(pictures, tmp_path / "i.npz")
+    assert (index.changes.kept, index.changes.embedded) == (3, len(NAMES) - 3)
+    assert index.paths == NAMES
+
+
+def test_what_the_system_refuses_is_tried_again(model, pictures, tmp_path, monkeypatch):
+    read, file = images.Reader.read, tmp_path / "i.npz"
+
+    def refuse(reader, image):
+        if image.name == "a/1.png":
+            cause = OSError(5, "Input/output error")
+            raise UserError(f"cannot read {image.name}: {cause}.") from cause
+        return read(reader, image)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(images.Reader, "read", refuse)
+        assert model.index(pictures, file).changes.unreadable == ("a/1.png",)
+    again = model.index(pictures, file)
+    assert (again.changes.embedded, again.changes.unreadable) == (1, ())
+
+
+def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
+    index = model.index(pictures, tmp_path / "i.npz")
+    other = copy.copy(model)
+    other.__dict__.pop("identity", None)
+    params, others = model.variables
+    params = {**params, "head": {k: v + 1 for k, v in params["head"].items()}}
+    other.variables = params, others
+    with pytest.raises(
+        UserError, match="was made by other weights than those of .*, s"
+    ):
+        other.search(pictures, index)
+    assert other.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
+
+
+def test_a_file_that_is_no_index(model, pictures, tmp_path):
+    (tmp_path / "i.npz").write_bytes(b"nothing")
+    np.save(tmp_path / "rows.npy", np.ones((3, 3)))
+    for name in ("i.npz", "rows.npy"):
+        with pytest.raises(UserError, match="is no index .* delete it"):
+            model.index(pictures, tmp_path / name)
+
+
+def test_an_index_that_cannot_be_kept_is_refused_before_the_work(
+    model, pictures, tmp_path, decoded
+):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the index"):
+        model.index(pictures, tmp_path / "file" / "i.npz")
+    assert not decoded
