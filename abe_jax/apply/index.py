@@ -201,8 +201,10 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     del stored
 
     def refuse(file: ImageFile, error: UserError) -> None:
-        # The system's refusal may pass: such an image is tried again.
-        passes = getattr(error.__cause__, "errno", None) is not None
+        # The system's refusal may pass, as may a want of memory: it is tried again.
+        cause = error.__cause__
+        refused = getattr(cause, "errno", None) is not None
+        passes = refused or isinstance(cause, MemoryError)
         looked[file.name] = (_TRY_AGAIN if passes else file.version), False
 
     try:

@@ -127,12 +127,14 @@ def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
     assert index.paths == NAMES
 
 
-def test_what_the_system_refuses_is_tried_again(model, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cause", [OSError(5, "Input/output error"), MemoryError()])
+def test_what_the_system_refuses_is_tried_again(
+    cause, model, pictures, tmp_path, monkeypatch
+):
     read, file = images.Reader.read, tmp_path / "i.npz"
 
     def refuse(reader, image):
         if image.name == "a/1.png":
-            cause = OSError(5, "Input/output error")
             raise UserError(f"cannot read {image.name}: {cause}.") from cause
         return read(reader, image)
 
