@@ -4,10 +4,12 @@ What is raised in `__del__` Python drops, and there Grain frees the memory that 
 shares with workers; amid its queues, Grain would leave memory behind or wait forever.
 """
 
+import contextlib
 import importlib.util
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 _FOUND = importlib.util.find_spec("grain")  # not imported: --help needs none of it
@@ -38,6 +40,33 @@ def wait_for_their_moment() -> None:
     that would be lost; a second one at once. For the main thread of a program.
     """
     signal.signal(signal.SIGINT, _handle)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm_too() -> Iterator[None]:
+    """Within, SIGTERM does what Ctrl-C does; the status of the process is its own.
+
+    For the main thread of a program.
+
+    Raises:
+      SystemExit: with 143, once SIGTERM has ended what is within.
+    """
+    asked = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not asked:
+            raise
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def raise_if_one_waits() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from abe_jax import interrupts
 from abe_jax.apply import progress
 from abe_jax.apply.images import ImageFile, Path, find
 from abe_jax.apply.output import by_suffix, written
@@ -20,6 +21,7 @@ from abe_jax.errors import UserError
 from abe_jax.workdir import claim
 
 
+@interrupts.ended_by_sigterm_too()
 def embed_images(
     config, workdir: str, *, images: str, output: str, strict: bool, step: int | None
 ) -> None:

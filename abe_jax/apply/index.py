@@ -15,6 +15,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
+import time
 import zipfile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 INDEX_FOLDER = "index"
 _TRY_AGAIN = -1, -1  # the version of no file
 _MOVED_AT_ONCE = 4096  # rows
+# While images are embedded the index is written after so many seconds, or so many times
+# as many as it took to write it.
+_WRITE_AFTER = 180.0, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +168,9 @@ class Index:
 def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     """Embeds what is new in a folder or has changed, forgets what is gone.
 
+    The file is written every few minutes as well, so that little is lost with the
+    process.
+
     Args:
       model: as returned by `abe_jax.load`.
       folder: folder, zip file or image.
@@ -207,15 +214,24 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         passes = refused or isinstance(cause, MemoryError)
         looked[file.name] = (_TRY_AGAIN if passes else file.version), False
 
+    def readable() -> tuple[list[str], np.ndarray]:
+        good = [name for name in room if name in looked and looked[name][1]]
+        if len(good) == len(room):
+            return good, embeddings
+        return good, embeddings[[rows[name] for name in good]]
+
+    due = time.monotonic() + _WRITE_AFTER[0]
     try:
         for done, found in model.embed_files(progress.bar(todo), refuse):
             embeddings[[rows[image.name] for image in done]] = found
             looked |= {image.name: (image.version, True) for image in done}
+            if (begin := time.monotonic()) >= due:
+                _write(path, place, model.identity, looked, readable()[1])
+                ended = time.monotonic()
+                due = ended + max(_WRITE_AFTER[0], _WRITE_AFTER[1] * (ended - begin))
     finally:
         # After Ctrl-C too: what was embedded need not be embedded again.
-        good = [name for name in room if name in looked and looked[name][1]]
-        if len(good) < len(room):
-            embeddings = embeddings[[rows[name] for name in good]]
+        good, embeddings = readable()
         if looked != known:
             _write(path, place, model.identity, looked, embeddings)
     if not good:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from abe_jax import interrupts
 from abe_jax.apply import progress
 from abe_jax.apply.images import ImageFile, Reader, find
 from abe_jax.apply.index import Index, Match
@@ -20,6 +21,7 @@ SEARCH_FILE = "search.html"
 _PICTURE_SIZE = 128
 
 
+@interrupts.ended_by_sigterm_too()
 def search_images(
     config,
     workdir: str,

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import tracemalloc
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from apply.conftest import NAMES
 from PIL import Image
 
-from abe_jax.apply import images
+from abe_jax.apply import embed, images, search
 from abe_jax.apply import index as indexing
 from abe_jax.errors import UserError
 
@@ -125,6 +126,68 @@ def test_an_interrupted_index_goes_on(model, pictures, tmp_path, monkeypatch):
     index = model.index(pictures, tmp_path / "i.npz")
     assert (index.changes.kept, index.changes.embedded) == (3, len(NAMES) - 3)
     assert index.paths == NAMES
+
+
+def test_the_index_is_written_while_it_is_made(model, pictures, tmp_path, monkeypatch):
+    """So that little is lost with a process; seldom where writing takes long."""
+    embed_files, file, seen = model.embed_files, tmp_path / "i.npz", []
+    embeddings = model.embed(pictures)
+    (pictures / "a" / "broken.png").write_bytes(b"nothing")
+
+    def one_by_one(files, refused):
+        for image in files:
+            yield from embed_files([image], refused)
+            seen.append(file.read_bytes() if file.exists() else b"")
+
+    def files_seen(after: tuple[float, int]) -> list[bytes]:
+        seen.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(model, "embed_files", one_by_one)
+            patched.setattr(indexing, "_WRITE_AFTER", after)
+            assert model.index(pictures, file).paths == NAMES
+        file.unlink()
+        return list(dict.fromkeys(seen))
+
+    written = files_seen((0.0, 0))
+    assert len(written) == len(NAMES)
+    file.write_bytes(written[3])
+    index = model.index(pictures, file)
+    assert (index.changes.kept, index.changes.embedded) == (4, len(NAMES) - 4)
+    assert index.paths == NAMES and index.changes.unreadable == ("a/broken.png",)
+    np.testing.assert_allclose(index.embeddings, embeddings, atol=1e-6)
+    file.unlink()
+    assert len(files_seen((0.0, 10**9))) == 1 and files_seen((1e9, 0)) == [b""]
+
+
+@pytest.mark.parametrize("mode", [search, embed])
+def test_sigterm_ends_a_mode_as_ctrl_c_does(
+    mode, model, pictures, tmp_path, monkeypatch
+):
+    """As where a scheduler takes a machine back: what is done is kept, or cleared."""
+    embed_files, listened = model.embed_files, signal.getsignal(signal.SIGTERM)
+
+    def terminated(files, refused):
+        yield next(embed_files(list(files)[:3], refused))
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    asked = {"config": model.config, "workdir": model.workdir, "step": None}
+    asked |= {"images": str(pictures)}
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+        patched.setattr(mode, "Trained", lambda *_, **__: model)
+        patched.setattr(model, "embed_files", terminated)
+        if mode is search:
+            options = {"top_k": 1, "learner": None, "approximate": False}
+            search.search_images(
+                **asked, **options, query=str(pictures / "a" / "1.png")
+            )
+        else:
+            output = str(tmp_path / "e.npz")
+            embed.embed_images(**asked, output=output, strict=False)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == listened
+    assert not list(tmp_path.glob("e.npz*"))
+    assert model.index(pictures).changes.kept == (3 if mode is search else 0)
 
 
 @pytest.mark.parametrize("cause", [OSError(5, "Input/output error"), MemoryError()])
