@@ -49,12 +49,14 @@ class Changes:
       kept: number of those that were in, and are as before.
       dropped: number of files that are gone, of those looked at before.
       unreadable: names of the images that cannot be read, now as before.
+      reasons: why, of those of them that this refresh tried to read.
     """
 
     embedded: int
     kept: int
     dropped: int
     unreadable: tuple[str, ...]
+    reasons: dict[str, str]
 
 
 class Match(NamedTuple):
@@ -132,10 +134,14 @@ class Index:
         gallery = (self.graph if approximate else self._gallery)(learner)
         sums, rows = gallery.top_k(asked.reshape(len(asked), -1), k)
         scores = sums / asked.shape[1]
-        paths = self.paths
+        files = self.files
         # The graph gives row -1 where it found no more.
         return [
-            [Match(paths[row], x) for row, x in zip(*found, strict=True) if row >= 0]
+            [
+                Match(files[row].name, x)
+                for row, x in zip(*found, strict=True)
+                if row >= 0
+            ]
             for found in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
@@ -207,12 +213,15 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         embeddings = _moved(stored, known, rows, each)
     del stored
 
+    reasons: dict[str, str] = {}
+
     def refuse(file: ImageFile, error: UserError) -> None:
         # The system's refusal may pass, as may a want of memory: it is tried again.
         cause = error.__cause__
         refused = getattr(cause, "errno", None) is not None
         passes = refused or isinstance(cause, MemoryError)
         looked[file.name] = (_TRY_AGAIN if passes else file.version), False
+        reasons[file.name] = str(error)
 
     def readable() -> tuple[list[str], np.ndarray]:
         good = [name for name in room if name in looked and looked[name][1]]
@@ -235,12 +244,14 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         if looked != known:
             _write(path, place, model.identity, looked, embeddings)
     if not good:
-        raise UserError(f"no image of {printable(folder)!r} could be read.")
+        why = next(iter(reasons.values()), "they are as before.")
+        raise UserError(f"no image of {printable(folder)!r} could be read: {why}")
     changes = Changes(
         embedded=len(good) - kept,
         kept=kept,
         dropped=len(known.keys() - files.keys()),
         unreadable=tuple(name for name in files if not looked[name][1]),
+        reasons=reasons,
     )
     found = [files[name] for name in good]
     return Index(place, found, embeddings, changes, model.identity, path)

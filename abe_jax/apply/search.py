@@ -57,7 +57,10 @@ def search_images(
     model.check_search(top_k, learner)
     index = model.index(images)
     changes = index.changes
-    progress.list_refused(map(printable, changes.unreadable))
+    progress.list_refused(
+        changes.reasons.get(name) or f"{printable(name)}, as before"
+        for name in changes.unreadable
+    )
     refused: list[UserError] = []
     done = list(model.embed_files(queries, lambda _, error: refused.append(error)))
     if not done:

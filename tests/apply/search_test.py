@@ -16,6 +16,7 @@ import abe_jax
 from abe_jax import retrieval
 from abe_jax.apply import images, search
 from abe_jax.apply.approximate import Graph
+from abe_jax.apply.index import Index
 from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
 from abe_jax.report import page
@@ -91,6 +92,27 @@ def test_queries_are_those_that_were_there_at_first(
     assert "0.png" not in printed
 
 
+def test_why_an_image_is_left_out_is_said(
+    workdir, model, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(search, "Trained", lambda *_, **__: model)
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (pictures / "broken.png").write_bytes(b"nothing")
+    (pictures / "gone.png").symlink_to("nowhere")
+    asked = {"images": str(pictures), "query": str(pictures / "a" / "1.png")}
+    options = {"top_k": 1, "learner": None, "approximate": False, "step": None}
+    errors = []
+    for _ in range(2):
+        search.search_images(model.config, run, **asked, **options)
+        errors.append(capsys.readouterr().err)
+    why = "left out: cannot read broken.png as an image: not an image of a known format"
+    assert why in errors[0] and why not in errors[1]
+    assert "left out: broken.png, as before" in errors[1]
+    for text in errors:  # the system may let it be read the next time
+        assert "left out: cannot read gone.png: [Errno 2]" in text
+    assert "2 file(s) could not be read" in errors[1]
+
+
 def test_a_reader_that_has_enough_is_no_error(workdir, pictures, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     arguments = (f"--workdir={run}", "--mode=search", f"--images={pictures}")
@@ -133,6 +155,7 @@ def test_the_gallery_goes_to_the_device_once(model, pictures, tmp_path, monkeypa
         retrieval, "Gallery", lambda rows: made.append(0) or gallery(rows)
     )
     index = model.index(pictures, tmp_path / "i.npz")
+    monkeypatch.setattr(Index, "paths", None)  # of millions of images, a long list
     for _ in range(3):
         model.search(pictures / "a" / "1.png", index)
     assert len(made) == 1
@@ -234,7 +257,7 @@ def test_mistakes(model, pictures, tmp_path):
         model.search(pictures, pictures, top_k=0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no image of .* could be read"):
+    with pytest.raises(UserError, match="no image of .* could be read: .*x.png as an"):
         model.index(tmp_path / "empty")
 
 
