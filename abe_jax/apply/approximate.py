@@ -8,7 +8,8 @@ import contextlib
 import glob
 import hashlib
 import pathlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,21 @@ from abe_jax.workdir import whole
 
 _MEASURED = 200  # rows that ask, to measure the recall
 _NEIGHBOURS = 10
+
+
+def require_usearch() -> Callable[..., Any]:
+    """What makes an index of usearch.
+
+    Raises:
+      UserError: usearch is not installed.
+    """
+    try:
+        from usearch.index import Index
+    except ImportError as error:
+        raise UserError(
+            "approximate search needs usearch: pip install -e '.[approximate]'"
+        ) from error
+    return Index
 
 
 class Graph:
@@ -41,20 +57,17 @@ class Graph:
           UserError: usearch is not installed, or the file is damaged or cannot be
             written.
         """
-        try:
-            from usearch.index import Index
-        except ImportError as error:
-            raise UserError(
-                "--approximate needs usearch: pip install -e '.[approximate]'"
-            ) from error
+        make = require_usearch()
         digest = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]
         path = stem.with_name(f"{stem.name}-{digest}.usearch")
-        self._graph: Any = Index(ndim=rows.shape[1], metric="ip", dtype="f32")
+        self._graph: Any = make(ndim=rows.shape[1], metric="ip", dtype="f32")
         self.recall: float | None = None
         if path.exists():
             with _named("read", path, "delete it, and it is made anew"):
                 self._graph.load(str(path))
             return
+        with _named("write", path, "make room there"):  # before long work
+            tempfile.TemporaryFile(dir=path.parent).close()
         self._graph.add(np.arange(len(rows)), rows)
         self.recall = self._measure(rows)
         with _named("write", path, "make room there"), whole(path) as part:

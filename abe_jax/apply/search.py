@@ -49,12 +49,13 @@ def search_images(
 
     Raises:
       UserError: the config is not that of the run, no images, no query that can be
-        read, no such learner; or, after the matches, the page cannot be written.
+        read, no such learner, no usearch; or, after the matches, the page cannot be
+        written.
     """
     queries = find(query, "query")
     claim.require_run(workdir, config)
     model = Trained(workdir, step, config=config)
-    model.check_search(top_k, learner)
+    model.check_search(top_k, learner, approximate)
     index = model.index(images)
     changes = index.changes
     progress.list_refused(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from abe_jax import parallel, train_step
+from abe_jax.apply.approximate import require_usearch
 from abe_jax.apply.images import ImageFile, Path, decoded, find
 from abe_jax.apply.index import Index, Match, refresh
 from abe_jax.data import decoding
@@ -171,7 +172,7 @@ class Trained:
           UserError: see `embed`, `index` and `check_search`; or the index was made
             by other weights.
         """
-        self.check_search(top_k, learner)
+        self.check_search(top_k, learner, approximate)
         index = (
             self.index(gallery) if isinstance(gallery, str | os.PathLike) else gallery
         )
@@ -184,11 +185,14 @@ class Trained:
             self.embed(queries), top_k, learner, approximate=approximate
         )
 
-    def check_search(self, top_k: int, learner: int | None) -> None:
+    def check_search(
+        self, top_k: int, learner: int | None, approximate: bool = False
+    ) -> None:
         """Checks what is asked of `search`.
 
         Raises:
-          UserError: no such learner, or a number of matches below 1.
+          UserError: no such learner, a number of matches below 1, or usearch, which
+            searches approximately, is not installed.
         """
         if learner is not None and not 0 <= learner < self.num_learners:
             raise UserError(
@@ -197,6 +201,8 @@ class Trained:
             )
         if top_k < 1:
             raise UserError(f"top_k is {top_k}; it must be at least 1.")
+        if approximate:
+            require_usearch()
 
     def decode(self, content: bytes, name: str) -> np.ndarray:
         """An image file as the model takes it: uint8 `[size, size, 3]`.

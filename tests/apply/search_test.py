@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import weakref
 
 import numpy as np
@@ -44,6 +45,7 @@ def test_a_run_is_found_from_any_folder(workdir, pictures, tmp_path, monkeypatch
         ({"query": "no/such.png"}, "such.png' does not exist"),
         ({"learner": 2}, "learners 0 to 1"),
         ({"top_k": 0}, "at least 1"),
+        ({"approximate": True}, "approximate search needs usearch: pip install"),
         ({"square": "squeeze"}, "holds a run of another config: data.square"),
     ],
 )
@@ -53,10 +55,11 @@ def test_what_can_be_refused_is_refused_before_the_work(
     monkeypatch.setattr(Trained, "index", lambda *_: pytest.fail("it was indexed"))
     config = config_files.of_workdir(workdir)
     config.data.square = changed.pop("square", config.data.square)
-    asked = {"query": str(pictures), "top_k": 1, "learner": None} | changed
+    monkeypatch.setitem(sys.modules, "usearch.index", None)  # as if not installed
+    asked = {"query": str(pictures), "top_k": 1, "learner": None, "approximate": False}
     with pytest.raises(UserError, match=message):
         search.search_images(
-            config, workdir, images=str(pictures), approximate=False, step=None, **asked
+            config, workdir, images=str(pictures), step=None, **asked | changed
         )
 
 
@@ -212,7 +215,7 @@ def test_approximate_search(model, pictures, tmp_path):
 
 
 @pytest.mark.peers
-def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
+def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path, monkeypatch):
     rows = np.eye(4, dtype=np.float32)
     scores, found = Graph(rows, tmp_path / "g").top_k(rows[:2], 6)
     assert (found[:, 0] == [0, 1]).all() and (found[:, 4:] == -1).all()
@@ -226,6 +229,7 @@ def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match="cannot read the graph .*delete it, and it"):
         Graph(rows, tmp_path / "g")
+    monkeypatch.setattr(Graph, "_measure", lambda *_: pytest.fail("it was built"))
     with pytest.raises(UserError, match="cannot write the graph .*make room there"):
         Graph(rows, tmp_path / "nowhere" / "g")
 
