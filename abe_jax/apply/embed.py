@@ -45,7 +45,7 @@ def embed_images(
     model = Trained(workdir, step, config=config)
     refused = write_embeddings(model, images, output, strict=strict)
     progress.list_refused(error for _, error in refused)
-    print(output)
+    print(printable(output))
 
 
 def write_embeddings(
@@ -152,7 +152,9 @@ class _Parquet:
             },
             metadata={"num_learners": str(model.num_learners)},
         )
-        self._writer = parquet.ParquetWriter(path, self._schema)
+        # Opened here: pyarrow takes no name that is not UTF-8.
+        self._file = path.open("wb")
+        self._writer = parquet.ParquetWriter(self._file, self._schema)
         self._names: list[str] = []
         self._rows: list[np.ndarray] = []
 
@@ -176,7 +178,7 @@ class _Parquet:
         self._names, self._rows = [], []
 
     def __exit__(self, failed: object, *_) -> None:
-        with self._writer:
+        with self._file, self._writer:
             if self._names and not failed:
                 self._write()
 

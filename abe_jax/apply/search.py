@@ -90,7 +90,7 @@ def search_images(
             print(f"{rank:>4}  {match.score:>7.4f}  {printable(match.path)}")
     if unwritten is not None:
         raise unwritten
-    print(f"\n{path}")
+    print(f"\n{printable(path)}")
 
 
 def write_page(

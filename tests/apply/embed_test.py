@@ -12,7 +12,7 @@ from command_line import run
 from pyarrow import parquet
 
 from abe_jax import command_line
-from abe_jax.apply import images, progress
+from abe_jax.apply import embed, images, progress
 from abe_jax.apply.embed import _WRITERS, embed_images, write_embeddings
 from abe_jax.errors import UserError
 from abe_jax.workdir import config_files, whole
@@ -36,6 +36,23 @@ def test_parquet_holds_the_same(model, pictures, tmp_path):
     assert r"caf\xe9 latin-1.png" in table["path"].to_pylist()
     rows = np.array(table["embedding"].to_pylist(), np.float32)
     np.testing.assert_array_equal(rows.reshape(-1, 2, 4), model.embed(pictures))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_name_that_is_no_utf_8_can_be_written_to(
+    suffix, model, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(embed, "Trained", lambda *_, **__: model)
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9" + suffix.encode())
+    asked = {"images": str(pictures), "output": os.fsdecode(path)}
+    embed_images(model.config, str(model.workdir), **asked, strict=False, step=None)
+    # As a terminal takes it, which refuses such bytes.
+    assert capsys.readouterr().out == rf"{tmp_path}/caf\xe9{suffix}" + "\n"
+    with open(path, "rb") as file:
+        if suffix == ".npz":
+            assert len(np.load(file)["paths"]) == len(NAMES)
+        else:
+            assert parquet.read_table(file).num_rows == len(NAMES)
 
 
 def test_rows_are_compressed_together(model, tmp_path):

@@ -99,7 +99,7 @@ def test_why_an_image_is_left_out_is_said(
     workdir, model, pictures, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(search, "Trained", lambda *_, **__: model)
-    run = shutil.copytree(workdir, tmp_path / "run")
+    run = shutil.copytree(workdir, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     (pictures / "broken.png").write_bytes(b"nothing")
     (pictures / "gone.png").symlink_to("nowhere")
     asked = {"images": str(pictures), "query": str(pictures / "a" / "1.png")}
@@ -107,7 +107,10 @@ def test_why_an_image_is_left_out_is_said(
     errors = []
     for _ in range(2):
         search.search_images(model.config, run, **asked, **options)
-        errors.append(capsys.readouterr().err)
+        output = capsys.readouterr()
+        errors.append(output.err)
+        # As a terminal takes a name that is no UTF-8.
+        assert output.out.endswith(r"/caf\xe9/search.html" + "\n")
     why = "left out: cannot read broken.png as an image: not an image of a known format"
     assert why in errors[0] and why not in errors[1]
     assert "left out: broken.png, as before" in errors[1]
