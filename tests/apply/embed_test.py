@@ -207,6 +207,18 @@ def test_the_home_folder_may_be_meant(model, pictures, tmp_path, monkeypatch):
         write_embeddings(model, pictures, "gs://e.npz")
 
 
+def test_an_empty_path_is_not_the_current_folder(model, pictures, monkeypatch):
+    """As a shell gives it for a variable that is not set."""
+    monkeypatch.chdir(pictures)
+    for given in ("", " "):
+        with pytest.raises(UserError, match="^images is empty; give the path of a"):
+            images.find(given)
+        with pytest.raises(UserError, match="^output is empty"):
+            write_embeddings(model, pictures, given)
+        with pytest.raises(UserError, match="^file is empty"):
+            model.index(pictures, given)
+
+
 def test_a_file_is_written_whole_by_each_process_for_itself(tmp_path, monkeypatch):
     path, users = tmp_path / "e.npz", tmp_path / "e.npz.part"
     users.write_text("the user's")

@@ -242,8 +242,10 @@ def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       what: the flag or field it was given by.
 
     Raises:
-      UserError: it is a remote path, such as gs://bucket/photos.
+      UserError: it is empty, or a remote path, such as gs://bucket/photos.
     """
+    if not os.fspath(path).strip():  # it would be the current folder
+        raise UserError(f"{what} is empty; give the path of a file or folder.")
     if "://" in os.fspath(path):
         raise UserError(
             f"{what}={os.fspath(path)} is a remote path; give a local one (a bucket "
