@@ -1,5 +1,7 @@
 """Published weights as a library: files that people have, to a trunk or a model."""
 
+import os
+
 from flax import nnx, traverse_util
 
 from abe_jax.errors import UserError
@@ -10,7 +12,7 @@ from abe_jax.models.weights import initialize
 __all__ = ["initialize", "load_googlenet"]
 
 
-def load_googlenet(path: str) -> GoogLeNet:
+def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
     """Reads a GoogLeNet from a file; its form, BVLC's or torchvision's, is the file's.
 
     Args:
@@ -23,7 +25,7 @@ def load_googlenet(path: str) -> GoogLeNet:
       UserError: the file cannot be read, is another network's, or holds values that
         are not float32 or not finite; or the package that reads it is missing.
     """
-    form, values = weights.read(path)
+    form, values = weights.read(os.fspath(path))
     if not isinstance(form, GoogLeNetForm):
         raise UserError(f"{path} holds a {form.name!r}, not a GoogLeNet.")
     model = nnx.eval_shape(lambda: GoogLeNet(form, rngs=nnx.Rngs(0)))

@@ -7,6 +7,7 @@ that read are optional: each is imported where it is needed.
 
 import dataclasses
 import importlib
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,18 +37,21 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
-def read(path: str) -> dict[str, Tensor]:
+def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a file by their names; the file type is that of the file's name.
 
     Args:
       path: file that ends in `.onnx` (its initialisers), `.safetensors`, `.pth` or
-        `.pt` (a state dict); or such a file on the hub; see `hub.fetch`.
+        `.pt` (a state dict), `~` being the home folder; or such a file on the hub; see
+        `hub.fetch`.
 
     Raises:
       UserError: the file is not there, too large, broken or not plain weights; or the
         package that reads it is not installed.
     """
-    file = hub.fetch(path) if path.startswith(hub.PREFIX) else Path(path).expanduser()
+    text = os.fspath(path)
+    on_hub = text.startswith(hub.PREFIX)
+    file = hub.fetch(text) if on_hub else Path(os.path.expanduser(text))
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise UserError(

@@ -205,6 +205,9 @@ def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):
             pretrained.load_googlenet(str(tmp_path / name))
 
     fails("none.onnx", "there is no such file")
+    for path in (tmp_path / "none.onnx", "~nosuchuser/none.onnx"):
+        with pytest.raises(UserError, match="/none.onnx: there is no such file"):
+            pretrained.load_googlenet(path)
     (tmp_path / "folder.pth").mkdir()
     fails("folder.pth", "there is no such file")
     monkeypatch.setenv("HOME", str(tmp_path))
