@@ -92,6 +92,9 @@ def test_names_and_paths_are_one_to_one(form, naming):
 def test_weights_arrive_in_their_layout(form, naming, weights, load):
     trunk = load(weights)
     assert trunk.variant == form.name
+    norms = [m for _, m in nnx.iter_modules(trunk) if isinstance(m, nnx.BatchNorm)]
+    assert bool(norms) == (form is googlenet.TORCHVISION)
+    assert all(norm.use_running_average for norm in norms)  # as in use
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(trunk)))
     flat = {path[1:]: value for path, value in flat.items()}
     for name, value in weights.items():
