@@ -101,7 +101,11 @@ def recall_at_k(
     devices: Sequence[Device] | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[int, float]:
-    """Measures only Recall@K, at the cost of half a matrix product.
+    """Measures only Recall@K.
+
+    It costs half a matrix product where the queries are the gallery, else nearly a
+    whole one, and float64 products of each query with its positives on the host, which
+    count where classes are few and large.
 
     Arguments and errors are those of `evaluate_retrieval`.
 
