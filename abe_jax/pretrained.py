@@ -27,7 +27,7 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
       UserError: the file cannot be read, is another network's, or holds values that
         are not float32 or not finite; or the package that reads it is missing.
     """
-    form, values = weights.read(os.fspath(path))
+    form, values = weights.read(path)
     if not isinstance(form, GoogLeNetForm):
         raise UserError(f"{path} holds a {form.name!r}, not a GoogLeNet.")
     model = nnx.eval_shape(lambda: GoogLeNet(form, rngs=nnx.Rngs(0)))

@@ -13,6 +13,7 @@ not finite. Classifiers are left out. No code of a file is run (see `weight_file
 
 import collections
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ def is_new_layer(path: Path) -> bool:
     return layer_of(path) is None
 
 
-def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
+def read(path: str | os.PathLike[str]) -> tuple[Trunk, dict[Path, jax.Array]]:
     """Reads a published network.
 
     Args:
@@ -81,6 +82,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
       UserError: the file cannot be read, is another network's, or holds values that
         are not float32 or not finite; or the package that reads it is missing.
     """
+    path = os.fspath(path)
     tensors = weight_files.read(path)
     trunk, naming = _naming_of(path, tensors)
     values = _match(path, tensors, naming, _variables(trunk))
@@ -91,7 +93,7 @@ def read(path: str) -> tuple[Trunk, dict[Path, jax.Array]]:
     return trunk, values
 
 
-def initialize(model: nnx.Module, path: str, *, trunk: str) -> None:
+def initialize(model: nnx.Module, path: str | os.PathLike[str], *, trunk: str) -> None:
     """Lets a model start from a file's weights; its new layers stay as they are.
 
     S and G take theirs, the attention's common part those of the same layers. Logs how
