@@ -10,7 +10,7 @@ computed: the models are traced.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
+from abe_jax.models.cpu import lowering
 from abe_jax.models.googlenet import NEIGHBOURS
 from abe_jax.models.trunks import TRUNKS
 
@@ -60,11 +61,15 @@ def size(
     frozen = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(frozen)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    program = jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s, copy=True)(x))(
-        state, image
-    )
+    program = traced(lambda s, x: nnx.merge(graphdef, s, copy=True)(x), state, image)
     parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return parameters, multiply_adds(program.jaxpr)
+    return parameters, multiply_adds(program)
+
+
+def traced(function: Callable[..., Any], *operands: Any) -> Any:
+    """The jaxpr of a function, with convolutions and not what CPUs make of them."""
+    with lowering.plain_operations():
+        return jax.make_jaxpr(function)(*operands).jaxpr
 
 
 def multiply_adds(jaxpr: Any) -> int:
@@ -90,10 +95,6 @@ def multiply_adds(jaxpr: Any) -> int:
 def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations of a program that hold no program themselves."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "cond":
-            # The lowerings for different platforms: one of them runs.
-            yield from equations(equation.params["branches"][-1].jaxpr)
-            continue
         values = (getattr(v, "jaxpr", v) for v in equation.params.values())
         inner = [value for value in values if hasattr(value, "eqns")]
         for program in inner:

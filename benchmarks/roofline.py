@@ -114,7 +114,7 @@ def _part(
             y, pull_back = jax.vjp(forward, params, x)
         return pull_back(jnp.ones_like(y))
 
-    program = jax.make_jaxpr(forward)(params, x).jaxpr
+    program = model_sizes.traced(forward, params, x)
     return Part(
         name,
         _timed(both, params, x),
@@ -132,7 +132,7 @@ def _losses(embeddings: jax.Array, labels: jax.Array) -> Part:
 
         return jax.grad(loss)(embeddings)
 
-    program = jax.make_jaxpr(cotangent)(labels, embeddings).jaxpr
+    program = model_sizes.traced(cotangent, labels, embeddings)
     operations = 2.0 * model_sizes.multiply_adds(program)
     run = _timed(cotangent, labels, embeddings)
     return Part("losses", run, operations, bytes_moved(program))

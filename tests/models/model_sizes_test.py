@@ -62,5 +62,5 @@ def test_multiply_adds_by_hand(model_sizes):
         )
         return maps.mean(axis=(1, 2)) @ jnp.ones((7, 11))
 
-    jaxpr = jax.make_jaxpr(jax.jit(program))(jnp.ones((2, 9, 9, 3))).jaxpr
+    jaxpr = model_sizes.traced(jax.jit(program), jnp.ones((2, 9, 9, 3)))
     assert model_sizes.multiply_adds(jaxpr) == 2 * 5 * 5 * 7 * (5 * 5 * 3) + 2 * 7 * 11
