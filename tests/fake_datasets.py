@@ -279,3 +279,22 @@ def write_locked_zip(path):
     data[6] |= 1  # the flag of encryption, in both headers
     data[central + 8] |= 1
     path.write_bytes(bytes(data))
+
+
+def class_folders(root, classes=("ash", "elm", "fir", "oak"), images=2):
+    """A folder a class, of small images; returns the root."""
+    for number, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for i in range(images):
+            image = Image.new("RGB", (20, 16), (40 * number % 256, 60 * i, 77))
+            image.save(folder / f"{i}.jpg")
+    return root
+
+
+def contents(folder):
+    """Relative path -> bytes of all files, and the folders, of a folder."""
+    return {
+        p.relative_to(folder): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import zipfile
 
+import fake_datasets as fake
 import pytest
 from PIL import Image
 
@@ -15,38 +16,20 @@ from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
 
 
-def make(root, classes=("ash", "elm", "fir", "oak"), images=2):
-    for number, name in enumerate(classes):
-        folder = root / name
-        folder.mkdir(parents=True)
-        for i in range(images):
-            image = Image.new("RGB", (20, 16), (40 * number % 256, 60 * i, 77))
-            image.save(folder / f"{i}.jpg")
-    return root
-
-
-def contents(folder):
-    """Relative path -> bytes of all files, and the folders, of a folder."""
-    return {
-        p.relative_to(folder): p.read_bytes() if p.is_file() else None
-        for p in folder.rglob("*")
-    }
-
-
 def prepared_twice(tmp_path, change, **options):
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     source = tmp_path / "photos"
     prepare("image_folder", source, tmp_path / "data")
-    before = contents(tmp_path / "data")
+    before = fake.contents(tmp_path / "data")
     source = change(source) or source
     try:
         return prepare("image_folder", source, tmp_path / "data", **options)
     finally:
-        assert contents(tmp_path / "data") == before
+        assert fake.contents(tmp_path / "data") == before
 
 
 def _another(source):
-    return make(source.with_name("others"), ["ash", "elm", "fir", "yew"])
+    return fake.class_folders(source.with_name("others"), ["ash", "elm", "fir", "yew"])
 
 
 def _new_image(source):
@@ -97,7 +80,7 @@ def test_another_quality_is_not_taken_for_prepared(tmp_path):
 
 
 def test_a_size_that_is_not_applied_is_not_compared(tmp_path):
-    photos = make(tmp_path / "photos")
+    photos = fake.class_folders(tmp_path / "photos")
     for size, beginning in ((256, "layout: "), (64, "already prepared")):
         storing = Storing(size, keep_original=True)
         text = prepare("image_folder", photos, tmp_path / "data", storing=storing)
@@ -115,7 +98,7 @@ def test_a_copy_of_the_source_is_the_same(tmp_path):
 
 
 def test_an_archive_is_known_again_by_its_content(tmp_path):
-    photos = make(tmp_path / "photos")
+    photos = fake.class_folders(tmp_path / "photos")
     path = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
     prepare("image_folder", path, tmp_path / "data")
     renamed = pathlib.Path(path).rename(tmp_path / "pictures.zip")
@@ -129,7 +112,7 @@ def test_an_archive_is_known_again_by_its_content(tmp_path):
 
 def test_films_among_the_photos_are_known_again_by_their_size(tmp_path):
     """To read 200 GB of them would take hours."""
-    photos = make(tmp_path / "photos")
+    photos = fake.class_folders(tmp_path / "photos")
     (photos / "notes.txt").write_text("in May")
     (photos / "film.mp4").touch()
     os.truncate(photos / "film.mp4", 2**26 + 1)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 
+import fake_datasets as fake
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -17,25 +18,6 @@ from abe_jax.data.prepare import builders, command, output
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
 from configs import default
-
-
-def make(root, classes=("ash", "elm", "fir", "oak"), images=2):
-    for number, name in enumerate(classes):
-        folder = root / name
-        folder.mkdir(parents=True)
-        for i in range(images):
-            image = Image.new("RGB", (20, 16), (40 * number % 256, 60 * i, 77))
-            image.save(folder / f"{i}.jpg")
-    return root
-
-
-def contents(folder):
-    """Relative path -> bytes of all files, and the folders, of a folder."""
-    return {
-        p.relative_to(folder): p.read_bytes() if p.is_file() else None
-        for p in folder.rglob("*")
-    }
-
 
 NAMES = st.sampled_from(
     [
@@ -101,16 +83,16 @@ def test_nothing_of_a_users_is_ever_deleted(
         if not path.exists() and path.parent not in path.parents[0].parents:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    before = contents(root)
+    before = fake.contents(root)
     for _ in range(1 + again):
         try:
             prepare("image_folder", root / source, root / data_dir)
         except UserError:
-            now = contents(root)
+            now = fake.contents(root)
             if not (root / data_dir / "image_folder" / "1.0.0" / "index.npz").exists():
                 new = {p.name for p in now.keys() - before.keys()}
                 assert new <= {".lock"}  # beside what was there
-        now = contents(root)
+        now = fake.contents(root)
         assert {path: now.get(path, "gone") for path in before} == before
 
 
@@ -129,25 +111,25 @@ def test_source_and_output_inside_each_other_are_refused(
 ):
     (tmp_path / "d").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "d")
-    make(tmp_path / source, ["incomplete_ferns", "ash", "elm"])
-    before = contents(tmp_path)
+    fake.class_folders(tmp_path / source, ["incomplete_ferns", "ash", "elm"])
+    before = fake.contents(tmp_path)
     with pytest.raises(UserError, match=message):
         prepare("image_folder", tmp_path / source, tmp_path / data_dir)
-    assert contents(tmp_path) == before
+    assert fake.contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("deep", ["data", "a/b/data"])
 def test_a_refusal_leaves_no_folder_behind(deep, tmp_path):
-    make(tmp_path / "photos", ["ash"])
+    fake.class_folders(tmp_path / "photos", ["ash"])
     with pytest.raises(UserError, match="at least 2"):
         prepare("image_folder", tmp_path / "photos", tmp_path / deep)
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
-    make(tmp_path / "photos", ["elm"])
+    fake.class_folders(tmp_path / "photos", ["elm"])
     prepare("image_folder", tmp_path / "photos", tmp_path / deep)
 
 
 def test_a_folder_like_ours_that_is_not_ours_is_refused(tmp_path):
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     other = tmp_path / "data" / "image_folder" / output.UNFINISHED
     other.mkdir(parents=True)
     (other / "thesis.tex").write_text("years of work")
@@ -182,7 +164,7 @@ def test_an_interrupted_cleaning_is_gone_on_with(tmp_path, monkeypatch):
 
 def test_names_with_line_breaks_and_of_no_utf_8(tmp_path):
     names = ["a\nb", "c", "d\udcff", "e"]
-    make(tmp_path / "photos", names)
+    fake.class_folders(tmp_path / "photos", names)
     (tmp_path / "photos" / "c" / "bad\udcfe\n.jpg").write_bytes(b"no image")
     text = prepare(
         "image_folder", tmp_path / "photos", tmp_path / "data", skip_bad=True
@@ -207,7 +189,7 @@ def test_names_with_line_breaks_and_of_no_utf_8(tmp_path):
 
 
 def test_a_data_dir_that_is_no_utf_8_is_refused(tmp_path):
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     with pytest.raises(UserError, match="--data_dir '.*xff' is no UTF-8; choose"):
         prepare("image_folder", tmp_path / "photos", tmp_path / "d\udcff")
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
@@ -216,7 +198,7 @@ def test_a_data_dir_that_is_no_utf_8_is_refused(tmp_path):
 def test_records_that_changed_on_their_way_to_the_disk_are_noticed(
     tmp_path, monkeypatch
 ):
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     add = tfds.core.SequentialWriter.add_examples
     other = (tmp_path / "photos" / "ash" / "1.jpg").read_bytes()
 
@@ -232,7 +214,7 @@ def test_records_that_changed_on_their_way_to_the_disk_are_noticed(
 
 
 def test_a_file_of_records_that_was_damaged_at_once_is_noticed(tmp_path, monkeypatch):
-    make(tmp_path / "photos", images=9)
+    fake.class_folders(tmp_path / "photos", images=9)
     read_back = builders._read_back
 
     def damage(path):
@@ -251,7 +233,7 @@ def test_a_file_of_records_that_was_damaged_at_once_is_noticed(tmp_path, monkeyp
 
 def test_files_of_earlier_versions_are_read(tmp_path):
     """Their index has lines, and neither quality, checksums nor origin."""
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     prepare("image_folder", tmp_path / "photos", tmp_path / "data")
     folder = prepared.find(tmp_path / "data", "image_folder")
     expected = prepared.PreparedRecords(folder, 16)
@@ -273,7 +255,7 @@ def test_files_of_earlier_versions_are_read(tmp_path):
 def test_remote_paths_are_refused_and_home_is_found(flag, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "photos")
+    fake.class_folders(tmp_path / "photos")
     paths = {"--source": "~/photos", "--data_dir": "~/data"}
     remote = paths | {flag: "gs://bucket/photos"}
     with pytest.raises(UserError, match=f"{flag}=gs://bucket/photos is a remote path"):
@@ -289,7 +271,7 @@ def test_remote_paths_are_refused_and_home_is_found(flag, tmp_path, monkeypatch)
 
 
 def test_images_of_every_suffix_are_stored_and_the_rest_is_told(tmp_path, caplog):
-    source = make(tmp_path / "photos")
+    source = fake.class_folders(tmp_path / "photos")
     for suffix, form in {"jfif": "JPEG", "bmp": "BMP", "tif": "TIFF"}.items():
         Image.new("RGB", (20, 16), (9, len(suffix), 3)).save(
             source / "ash" / f"9.{suffix}", form
@@ -304,7 +286,7 @@ def test_images_of_every_suffix_are_stored_and_the_rest_is_told(tmp_path, caplog
 
 
 def test_a_link_to_an_image_that_is_gone_may_be_left_out(tmp_path):
-    photos = make(tmp_path / "photos", ["ash", "oak"])
+    photos = fake.class_folders(tmp_path / "photos", ["ash", "oak"])
     (photos / "ash" / "9.jpg").symlink_to(tmp_path / "gone.jpg")
     arguments = ("image_folder", photos, tmp_path / "data")
     with pytest.raises(UserError, match="ash/9.jpg"):
@@ -318,7 +300,7 @@ def test_a_link_to_an_image_that_is_gone_may_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("part", ["all", "train"])
 def test_where_nothing_is_left_nothing_is_prepared(part, tmp_path):
-    photos = make(tmp_path / "photos")
+    photos = fake.class_folders(tmp_path / "photos")
     bad = list(photos.rglob("*.jpg") if part == "all" else photos.rglob("[ae]*/*.jpg"))
     for path in bad:
         path.write_text("<html>")
