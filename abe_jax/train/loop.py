@@ -156,25 +156,34 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
 
 
 def _lock_together(folder: pathlib.Path, stack: contextlib.ExitStack) -> None:
-    """Has process 0 hold the workdir; where it cannot, no process goes on.
-
-    Nor where the others do not see what it writes: they would wait for its checkpoints.
-    """
+    """Has process 0 hold the workdir; where it cannot, no process goes on."""
     refusal = None
-    # A new name, which no file system can have found missing before.
-    (number, *_) = processes.gather(np.array([secrets.randbits(31)], np.int32))
-    mark = folder / f".seen-by-all-{int(number[0])}"
     if processes.is_first():
         try:
             stack.enter_context(lock.hold(folder))
-            with writing():
-                mark.touch()
         except UserError as error:
             refusal = error
     if not processes.all_agree(refusal is None):
         raise refusal or UserError(
             "process 0 could not lock the workdir; its message says why."
         )
+    if jax.process_count() > 1:
+        _require_one_folder(folder)
+
+
+def _require_one_folder(folder: pathlib.Path) -> None:
+    """Refuses a workdir that some process does not see: checkpoints would wait for it.
+
+    Raises:
+      UserError: on every process.
+    """
+    # A new name, which no file system can have found missing before.
+    number = processes.gather(np.array([secrets.randbits(31)], np.int32))[0, 0]
+    mark = folder / f".seen-by-all-{number}"
+    if processes.is_first():
+        with writing():
+            mark.touch()
+    processes.wait_for_all("workdir marked")
     shared = processes.all_agree(mark.exists())
     if processes.is_first():
         mark.unlink()
