@@ -33,6 +33,9 @@ def get_config() -> ConfigDict:
     # Blocks behind S that the attention branch copies; by default 5 (the paper's), the
     # next layer of a ResNet, 2 of a ViT (ours).
     model.attention_blocks = placeholder(int)
+    # Initial weights of the masks' layer, as a factor on Glorot's (ours). Above 1 masks
+    # start less alike; docs/results.md has what that brings.
+    model.attention_spread = 1.0
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
     model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)

@@ -62,6 +62,7 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
         arguments["num_learners"] = config.num_learners
     if config.name == "abe":
         arguments["attention_blocks"] = config.get("attention_blocks")
+        arguments["attention_spread"] = config.get("attention_spread", 1.0)
         arguments["learners_in_turn"] = config.get("learners_in_turn", False)
     model = _MODELS[config.name](**arguments, rngs=rngs)
     if path:
@@ -103,6 +104,8 @@ def check(config) -> None:
             f"model.attention_blocks is {blocks}; behind {branch!r} the attention "
             f"branch can copy {possible} of {config.trunk!r}."
         )
+    if not (spread := config.get("attention_spread", 1.0)) > 0:
+        raise UserError(f"model.attention_spread is {spread}; it must be above 0.")
     if config.get("freeze_batch_norm") and not trunk.has_batch_norm:
         having = ", ".join(repr(n) for n, t in TRUNKS.items() if t.has_batch_norm)
         raise UserError(

@@ -37,6 +37,7 @@ class Attention(nnx.Module):
         trunk: Trunk,
         branch: str,
         num_blocks: int,
+        spread: float,
         rngs: nnx.Rngs,
     ):
         stages = trunk.attention_stages(branch)[:num_blocks]
@@ -46,7 +47,9 @@ class Attention(nnx.Module):
             trunk.channels(stages[-1] if stages else branch),
             trunk.channels(branch) * num_learners,
             1,
-            kernel_init=partial(initializers.glorot_uniform, layers=num_learners),
+            kernel_init=partial(
+                initializers.glorot_uniform, layers=num_learners, spread=spread
+            ),
             dtype=trunk.dtype,
             rngs=rngs,
         )
@@ -77,6 +80,7 @@ class ABE(Embedder):
         trunk: str | Trunk = "googlenet",
         branch: str | None = None,
         attention_blocks: int | None = None,
+        attention_spread: float = 1.0,
         learners_in_turn: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -90,6 +94,7 @@ class ABE(Embedder):
             the first of them, which is the paper's.
           attention_blocks: how many of the trunk's blocks behind S the attention branch
             copies; by default the paper's number.
+          attention_spread: the masks' layer starts so many times as wide as Glorot's.
           learners_in_turn: G sees one learner's maps at a time, and computes them again
             backward; else those of all at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
@@ -109,6 +114,7 @@ class ABE(Embedder):
             trunk=trunk,
             branch=branch,
             num_blocks=attention_blocks or trunk.default_attention_blocks,
+            spread=attention_spread,
             rngs=rngs,
         )
         self.head = embedding_layer(

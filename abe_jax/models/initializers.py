@@ -67,7 +67,12 @@ def small_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arr
 
 
 def glorot_uniform(
-    key: jax.Array, shape: tuple[int, ...], dtype: Any, *, layers: int = 1
+    key: jax.Array,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    layers: int = 1,
+    spread: float = 1.0,
 ) -> jax.Array:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010).
 
@@ -77,9 +82,10 @@ def glorot_uniform(
       dtype: floating point.
       layers: so many of equal size have their outputs side by side; each counts by
         itself.
+      spread: factor on all values; 1 is Glorot's.
     """
     window = math.prod(shape[:-2])
-    limit = math.sqrt(6.0 / (window * (shape[-2] + shape[-1] // layers)))
+    limit = spread * math.sqrt(6.0 / (window * (shape[-2] + shape[-1] // layers)))
     return _uniform(limit, key, shape, dtype)
 
 

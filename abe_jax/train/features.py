@@ -150,6 +150,7 @@ def _key(
     for name in (
         "pretrained",
         "attention_blocks",
+        "attention_spread",
         "rematerialize",
         "learners_in_turn",
         "num_learners",

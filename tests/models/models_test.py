@@ -91,13 +91,15 @@ def test_heads_differ_and_each_is_a_one_head():
         np.testing.assert_allclose(embeddings[:, learner], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("learners", [1, 2, 8])
-def test_the_masks_of_each_learner_start_as_a_layer_of_their_own(learners):
+@pytest.mark.parametrize(
+    ("learners", "spread"), [(1, 1.0), (2, 1.0), (8, 1.0), (4, 3.0)]
+)
+def test_the_masks_of_each_learner_start_as_a_layer_of_their_own(learners, spread):
     """Glorot's limit is that of 480 outputs, not of those of all learners together."""
-    config = _config(num_learners=learners)
+    config = _config(num_learners=learners, attention_spread=spread)
     model = models.create(config, rngs=nnx.Rngs(0))
     kernel = np.asarray(model.attention_branch.last.kernel[...])
-    limit = np.sqrt(6 / (kernel.shape[2] + kernel.shape[3] // learners))
+    limit = spread * np.sqrt(6 / (kernel.shape[2] + kernel.shape[3] // learners))
     assert 0.98 * limit < abs(kernel).max() <= limit
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.03)
 
@@ -224,6 +226,7 @@ def test_new_layers(name):
         ({"branch": "pool4"}, "known are 'pool3', 'pool2', '3a', '4a', '4b'"),
         ({"branch": "4b", "attention_blocks": 6}, "can copy 1 to 5 blocks"),
         ({"attention_blocks": 0}, "can copy 1 to 7 blocks"),
+        ({"attention_spread": 0.0}, "attention_spread is 0.0; it must be above 0"),
         ({"trunk": "vgg"}, "'googlenet', 'googlenet_bn'"),
         ({"num_learners": 5}, "is not divisible"),
         ({"num_learners": 0}, "is not divisible"),
