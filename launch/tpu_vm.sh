@@ -75,14 +75,18 @@ on_workers() {
   run "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" "--command=$2"
 }
 
+# Called on the way out, so that it is said after a failure too.
 remind() {
-  local words=(launch/tpu_vm.sh delete "--name=$name" "${where[@]}") hint=''
+  local status=$? made='' hint=''
+  local words=(launch/tpu_vm.sh delete "--name=$name" "${where[@]}")
   if [[ $queued ]]; then
     words+=(--queued)
   elif [[ $verb != create ]]; then
     hint=' (--queued, if it was created so)'
   fi
-  echo "launch: $name costs money until you delete it: $(show "${words[@]}")$hint" >&2
+  if [[ $verb == create ]] && ((status)); then made=', if it was made,'; fi
+  echo "launch: $name$made costs money until you delete it:" \
+    "$(show "${words[@]}")$hint" >&2
 }
 
 # What Google names for JAX on this kind of TPU.
@@ -99,6 +103,7 @@ create() {
   : "${runtime_version:=$(usual_runtime_version)}"
   [[ $runtime_version ]] ||
     fail "no usual software is known for $type; give --runtime_version=NAME."
+  trap remind EXIT
   local options=("${where[@]}" "--accelerator-type=$type")
   [[ ! $spot ]] || options+=(--spot)
   if [[ $queued ]]; then
@@ -110,38 +115,54 @@ create() {
     run "${tpus[@]}" tpu-vm create "$name" \
       "${options[@]}" "--version=$runtime_version" "$@"
   fi
-  remind
 }
+
+# For the shells of the workers: whether a run is going on, and the guard before what would
+# disturb it.
+readonly RUNNING="kill -0 \"\$(cat abe_jax/run.pid 2>/dev/null)\" 2>/dev/null"
+readonly LEAVE_RUN_ALONE="if $RUNNING; then\
+ echo 'launch: a run is going on; stop it first.' >&2; exit 1; fi"
 
 # The VM's own Python is older than what abe_jax needs: uv brings one.
 setup() {
   run mkdir -p dist
   run git archive --format=tar.gz --output=dist/abe_jax.tar.gz HEAD
   run "${tpus[@]}" tpu-vm scp dist/abe_jax.tar.gz "$name:" "${where[@]}" --worker=all
-  on_workers all "set -e; mkdir -p abe_jax; rm -rf abe_jax/abe_jax abe_jax/configs;\
+  on_workers all "set -e; $LEAVE_RUN_ALONE;\
+ mkdir -p abe_jax; rm -rf abe_jax/abe_jax abe_jax/configs;\
  tar -xzf abe_jax.tar.gz -C abe_jax;\
  cd abe_jax; python3 -m pip install --quiet --user uv;\
  python3 -m uv venv --quiet --allow-existing --python=3.12 .venv;\
  python3 -m uv pip install --quiet -e '.[tpu]'"
 }
 
-# In a session of its own, without a terminal: it outlives the connection.
+# In a session of its own, without a terminal: it outlives the connection. What is wrong
+# with FLAGS shows in a moment, and is told.
 start() {
   local program
   program=$(show .venv/bin/python -m abe_jax.main --distributed "$@")
-  on_workers all "set -e; cd abe_jax;\
- if [ -f run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then\
- echo 'launch: a run is going on; stop it first.' >&2; exit 1; fi;\
+  trap remind EXIT
+  on_workers all "set -e; $LEAVE_RUN_ALONE;\
+ if [ ! -x abe_jax/.venv/bin/python ]; then\
+ echo 'launch: run setup first.' >&2; exit 1; fi;\
+ cd abe_jax; rm -f stopped.pid;\
  PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu\
  nohup setsid $program >>run.log 2>&1 </dev/null &\
- echo \$! >run.pid"
-  remind
+ echo \$! >run.pid;\
+ if timeout 3 tail --pid=\$! -f /dev/null; then\
+ echo 'launch: the run has ended already; its log ends in:' >&2;\
+ tail -n 20 run.log >&2; wait \$!; fi"
 }
 
+# A second signal would end a run that is saving, and gcloud gives the command again when
+# the connection breaks: stopped.pid says who has the signal.
 stop() {
-  on_workers all "set -e; cd abe_jax; kill -TERM \"\$(cat run.pid)\";\
+  trap remind EXIT
+  on_workers all "set -e; if ! $RUNNING; then\
+ echo 'launch: no run is going on.' >&2; exit 0; fi;\
+ cd abe_jax; if ! cmp -s run.pid stopped.pid; then\
+ cp run.pid stopped.pid; kill -TERM \"\$(cat run.pid)\" || true; fi;\
  timeout 600 tail --pid=\"\$(cat run.pid)\" -f /dev/null"
-  remind
 }
 
 case $verb in

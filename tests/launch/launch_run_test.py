@@ -1,61 +1,13 @@
-"""The scripts of launch/, run for real with stand-ins for Python and gcloud."""
+"""Scripts for GPUs, SLURM and one machine, run with stand-ins for what they start."""
 
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ("--config=configs/quickstart.py", "--workdir=runs/my run")
-
-# Stands in for Python: says what it was told, and behaves as the environment asks.
-STAND_IN = f"""#!{sys.executable}
-import os, signal, sys, time
-process = sys.argv[-1].removeprefix("--process_id=")
-roles = os.environ.get("ROLES", ",,").split(",")
-role = roles[int(process) if process.isdigit() else 0]
-
-def save(number, _):
-    print("saved on", signal.Signals(number).name, flush=True)
-    time.sleep(0.5)  # in which a second signal would show
-    if role != "stubborn":
-        sys.exit(128 + number)
-
-signal.signal(signal.SIGINT, save)
-signal.signal(signal.SIGTERM, save)
-ready = os.path.join(os.path.dirname(__file__), "ready")
-if process.isdigit():
-    open(ready + process, "w").close()
-names = "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES"
-print(*[name + "=" + os.environ[name] for name in names if name in os.environ])
-print(*sys.argv[1:], flush=True)
-if role == "fail":
-    for other in range(len(roles) if process.isdigit() else 0):
-        while not os.path.exists(ready + str(other)):
-            time.sleep(0.01)
-    print("no luck", file=sys.stderr)
-    sys.exit(7)
-if role in ("wait", "stubborn"):
-    time.sleep(600)
-print("the last line")
-"""
-
-
-@pytest.fixture
-def environment(tmp_path) -> dict[str, str]:
-    """Without what this machine may have set, and with the stand-in as $PYTHON."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
-    names = ("CUDA_", "JAX_", "SLURM_", "XLA_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(names)}
-    return {**kept, "PYTHON": str(stand_in)}
 
 
 def call(script, *arguments, env) -> subprocess.CompletedProcess:
@@ -189,49 +141,3 @@ def test_ctrl_c_reaches_each_process_once(environment):
         os.close(terminal)
     assert sorted(rest.splitlines()) == ["[0] saved on SIGINT", "[1] saved on SIGINT"]
     assert started.returncode == 128 + signal.SIGINT
-
-
-# Stands in for gcloud: what ssh would do on the TPU VM happens in $HOME.
-GCLOUD = """#!/usr/bin/env bash
-for word in "$@"; do
-  if [[ $word == --command=* ]]; then cd && exec bash -c "${word#*=}"; fi
-done
-exit 1
-"""
-
-
-def test_a_run_on_a_tpu_vm_outlives_the_connection(environment, tmp_path):
-    home = tmp_path / "home"
-    binaries = home / "abe_jax" / ".venv" / "bin"
-    binaries.mkdir(parents=True)
-    shutil.copy(environment["PYTHON"], binaries / "python")
-    gcloud = tmp_path / "gcloud"
-    gcloud.write_text(GCLOUD)
-    gcloud.chmod(0o755)
-    env = {**environment, "HOME": str(home), "ROLES": "wait"}
-    env["PATH"] = f"{tmp_path}:{env['PATH']}"
-    where = ("--name=my-tpu", "--zone=us-east5-a")
-
-    def verb(name, *arguments):
-        return call("tpu_vm.sh", name, *where, *arguments, env=env)
-
-    assert verb("run", "--", *FLAGS).returncode == 0  # and has returned
-    log = home / "abe_jax" / "run.log"
-    until = time.monotonic() + 60
-    while not (log.exists() and "abe_jax.main" in log.read_text()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    again = verb("run", "--", *FLAGS)
-    assert again.returncode == 1
-    assert "a run is going on; stop it first." in again.stderr
-    assert "costs money" not in again.stderr
-    stopped = verb("stop")
-    assert stopped.returncode == 0
-    assert "costs money until you delete it" in stopped.stderr
-    assert log.read_text().splitlines() == [
-        "JAX_PLATFORMS=tpu,cpu",
-        "-m abe_jax.main --distributed --config=configs/quickstart.py "
-        "--workdir=runs/my run",
-        "saved on SIGTERM",
-    ]
-    assert verb("stop").returncode == 1  # there is none any more
