@@ -1,5 +1,6 @@
 """launch/tpu_vm.sh, run for real with stand-ins for gcloud and the VM's Python."""
 
+import re
 import shutil
 import subprocess
 import time
@@ -221,3 +222,17 @@ def test_setup_leaves_a_run_alone(committed):
     assert not (committed.home / "calls").exists()
     assert committed.call("stop").returncode == 0
     assert committed.call("setup").returncode == 0
+
+
+def test_the_readme_s_copy_of_a_run_lands_where_it_says(vm, tmp_path):
+    text = (ROOT / "launch/README.md").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^    (.*tpu-vm scp .*)$", text, re.M)
+    run = vm.home / "abe_jax/runs/tpu"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("{}")
+    here = tmp_path / "here"  # without a folder `runs`
+    here.mkdir()
+    for _ in "first", "again":
+        subprocess.run(["bash", "-c", command], cwd=here, env=vm.env, check=True)
+        files = [str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()]
+        assert files == ["runs/tpu/metrics.jsonl"]
