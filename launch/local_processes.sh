@@ -12,7 +12,8 @@
 #   --devices=N          devices of each process: fake ones on the CPU (1 by default),
 #                        GPUs (an equal share by default)
 #   --port=PORT          of the coordinator on 127.0.0.1; a free one by default
-#   --grace_seconds=N    after a failure, until processes that do not end are killed; 30
+#   --grace_seconds=N    after a failure, until processes that do not end, or children
+#                        that they left, are killed; 30
 #   --dry_run            prints the commands and runs none
 #   --help               prints this
 set -euo pipefail
@@ -84,12 +85,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 declare -A running=() # process number to process id
 declare -A told=()    # process numbers that have the signal that came
+groups=()             # all that were started, each with its children
 printers=()
 passed_on=''
-signal_all() {
-  local id
-  for id in "${running[@]}"; do kill -"$1" "$id" 2>/dev/null || true; done
-}
 tell() {
   told[$1]=1
   kill -"$passed_on" "${running[$1]}" 2>/dev/null || true
@@ -114,11 +112,13 @@ for ((process = 0; process < processes; process++)); do
   printers+=($!)
   "${words[@]}" >"$scratch/$process" 2>&1 </dev/null &
   running[$process]=$!
+  groups+=("-$!")
 done
 set +m
 
 status=0 deadline=''
-while ((${#running[@]})); do
+# After a failure, children may be left that hold a printer.
+while ((${#running[@]})) || { [[ $deadline ]] && kill -0 "${printers[@]}"; } 2>/dev/null; do
   sleep 0.2 || true # Ctrl-C ends it
   for process in "${!running[@]}"; do
     if kill -0 "${running[$process]}" 2>/dev/null; then
@@ -136,9 +136,11 @@ while ((${#running[@]})); do
     if [[ $deadline ]]; then continue; fi
     echo "launch: process $process ended with status $ended; stopping all" >&2
     deadline=$((SECONDS + grace_seconds))
-    signal_all TERM
+    if ((${#running[@]})); then kill -TERM "${running[@]}" 2>/dev/null || true; fi
   done
-  if [[ $deadline ]] && ((SECONDS > deadline)); then signal_all KILL; fi
+  if [[ $deadline ]] && ((SECONDS > deadline)); then
+    kill -KILL -- "${groups[@]}" 2>/dev/null || true
+  fi
 done
 wait "${printers[@]}"
 exit "$status"

@@ -7,7 +7,7 @@ import pytest
 
 # Stands in for Python: says what it was told, and behaves as the environment asks.
 STAND_IN = f"""#!{sys.executable}
-import os, signal, sys, time
+import os, signal, subprocess, sys, time
 process = sys.argv[-1].removeprefix("--process_id=")
 roles = os.environ.get("ROLES", ",,").split(",")
 role = roles[int(process) if process.isdigit() else 0]
@@ -27,13 +27,15 @@ if process.isdigit():
 names = "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "CUDA_VISIBLE_DEVICES"
 print(*[name + "=" + os.environ[name] for name in names if name in os.environ])
 print(*sys.argv[1:], flush=True)
+if role in ("stubborn", "parent"):
+    subprocess.Popen(["sleep", "600"])  # it has the same output
 if role == "fail":
     for other in range(len(roles) if process.isdigit() else 0):
         while not os.path.exists(ready + str(other)):
             time.sleep(0.01)
     print("no luck", file=sys.stderr)
     sys.exit(7)
-if role in ("wait", "stubborn"):
+if role in ("wait", "stubborn", "parent"):
     time.sleep(600)
 print("the last line")
 """

@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 FLAGS = ("--config=configs/quickstart.py", "--workdir=runs/my run")
 
@@ -86,13 +88,16 @@ def test_a_failure_stops_the_others_and_is_the_status(environment):
     assert done.stderr == "launch: process 1 ended with status 7; stopping all\n"
 
 
-def test_who_does_not_end_after_a_failure_is_killed(environment):
+@pytest.mark.parametrize("role", ["stubborn", "parent"])
+def test_who_does_not_end_after_a_failure_is_killed_with_its_children(
+    role, environment
+):
     done = subprocess.run(
         local_processes(2, "--grace_seconds=1"),
-        env={**environment, "ROLES": "fail,stubborn"},
+        env={**environment, "ROLES": f"fail,{role}"},
         capture_output=True,
         text=True,
-        timeout=300,  # the stubborn one sleeps for 600
+        timeout=300,  # the stubborn one sleeps for 600, and so do the children
     )
     assert done.returncode == 7
     assert by_process(done.stdout)["[1]"][-1] == "saved on SIGTERM"
