@@ -18,6 +18,7 @@ def call(script, *arguments, env) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=60,
+        cwd=ROOT,
         env=env,
     )
 
@@ -35,6 +36,24 @@ def test_gpu_runs(environment, tmp_path):
     ]
     assert "costs money" in done.stderr
     assert done.returncode == 7
+
+
+def test_a_slurm_job_ends_as_the_run_did(environment, tmp_path):
+    """By that status SLURM knows a failure; of a preemption it knows by itself."""
+    srun = tmp_path / "srun"
+    srun.write_text(
+        '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n'
+    )
+    srun.chmod(0o755)
+    job = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2", "ROLES": "fail"}
+    env = {**environment, **job, "PATH": f"{tmp_path}:{environment['PATH']}"}
+    done = call("slurm.sbatch", "--", *FLAGS, env=env)
+    assert done.stdout.splitlines() == [
+        "JAX_PLATFORMS=cuda,cpu",
+        "-m abe_jax.main --distributed --config=configs/quickstart.py "
+        "--workdir=runs/my run",
+    ]
+    assert (done.returncode, done.stderr) == (7, "no luck\n")
 
 
 def local_processes(count: int, *options: str) -> list[str]:
