@@ -149,7 +149,7 @@ start() {
  PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu\
  nohup setsid $program >>run.log 2>&1 </dev/null &\
  echo \$! >run.pid;\
- if timeout 3 tail --pid=\$! -f /dev/null; then\
+ if timeout 5 tail --pid=\$! -f /dev/null; then\
  echo 'launch: the run has ended already; its log ends in:' >&2;\
  tail -n 20 run.log >&2; wait \$!; fi"
 }
