@@ -76,7 +76,7 @@ def changes_nothing(config) -> bool:
 
 
 def centre_crop(images: jax.Array, size: int) -> jax.Array:
-    """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, as float32."""
+    """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, float32 at least."""
     top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
     return images[:, top : top + size, left : left + size].astype(working_dtype())
 
@@ -155,7 +155,7 @@ def _recolour(image: jax.Array, key: jax.Array, config) -> jax.Array:
     cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
     turn = jnp.zeros((3, 3)).at[0, 0].set(1.0)
     turn = turn.at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
-    colours = _FROM_YIQ @ turn @ _TO_YIQ
+    colours = jnp.einsum("ij,jk,kl->il", _FROM_YIQ, turn, _TO_YIQ, precision="highest")
     middle = jnp.mean(image)
     changed = jnp.einsum(
         "hwc,dc->hwd", image - middle, contrast * colours, precision="highest"

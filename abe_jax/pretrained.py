@@ -16,7 +16,7 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
     """Reads a GoogLeNet from a file; its form, BVLC's or torchvision's, is the file's.
 
     Args:
-      path: file that ends in `.onnx`, `.safetensors`, `.pth` or `.pt`.
+      path: file, or one on the hub; see `weight_files.read`.
 
     Returns:
       a trunk of width 1 with the file's weights, as in use: batch norm, which only

@@ -110,7 +110,7 @@ def make_train_step(
 
     Raises:
       UserError: `train.chunks` above 1 with batch norm that is not frozen, or images
-        of a size that the model cannot take.
+        of a size that the model cannot take, or an unknown loss.
     """
     part, cached = config.model.train, bool(config.data.feature_cache)
     graphdef = split_model(_training_view(model, part))[0]

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "abe"  # abe | m_heads | one_head: the paper's baselines
     # googlenet: BVLC's, with LRN, the paper's; googlenet_bn: with batch norm. Ours:
-    # resnet50, vit_{small,base}_patch16, vit_{small,base}_patch14_dinov2 and, with
+    # resnet50, vit_{small,base}_patch16, the same for weights of DINO, DeiT or MAE,
+    # vit_{small,base}_patch16_dino, then vit_{small,base}_patch14_dinov2 and, with
     # registers, vit_{small,base}_patch14_reg4_dinov2.
     model.trunk = "googlenet"
     # File of the trunk's weights, or hf://OWNER/NAME on the hub, see docs/models.md; or
@@ -33,8 +34,8 @@ def get_config() -> ConfigDict:
     # Blocks behind S that the attention branch copies; by default 5 (the paper's), the
     # next layer of a ResNet, 2 of a ViT (ours).
     model.attention_blocks = placeholder(int)
-    # Initial weights of the masks' layer, as a factor on Glorot's (ours). Above 1 masks
-    # start less alike; docs/results.md has what that brings.
+    # Initial weights of ABE's masks, as a factor on Glorot's (ours): above 1 masks
+    # start less alike.
     model.attention_spread = 1.0
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
@@ -67,7 +68,7 @@ def get_config() -> ConfigDict:
     data.name = "image_folder"
     # Folder or zip file with one folder a class, or the --data_dir of abe_jax.prepare.
     data.path = placeholder(str)
-    data.load_size = 256  # side of the squares that the host delivers (ours)
+    data.load_size = 256  # side of the squares that the host delivers (paper)
     # How an image becomes that square. pad: its long side is load_size, and the rest is
     # the mean colour (the paper's way; the colour is ours); centre: its short side is
     # load_size, and the middle is kept; squeeze: all of it, its aspect lost.

@@ -46,11 +46,12 @@ def small_config(
     in_turn=False,
     loss="contrastive",
     part="all",
+    name="abe",
 ):
     config = quickstart.get_config()
     config.model.update(trunk=trunk, num_learners=2, embedding_dim=8, width=0.1)
     config.model.update(attention_blocks=1, freeze_batch_norm=frozen)
-    config.model.update(rematerialize=rematerialize, train=part)
+    config.model.update(rematerialize=rematerialize, train=part, name=name)
     config.model.learners_in_turn = in_turn
     config.loss.name = loss
     config.data.update(load_size=SIZE, image_size=SIZE)
@@ -178,6 +179,15 @@ def test_computing_again_changes_memory_only(trunk, option):
         assert_equal_trees(got_averages, averages, rtol=1e-12)
     less, usual = (temporary_memory(trunk, **{option: o}) for o in (True, False))
     assert less < (0.85 if option == "in_turn" else 0.75) * usual
+
+
+@pytest.mark.slow
+def test_heads_are_computed_again_alike():
+    gradient, averages, _ = stepped("short_bn", 1, "shard_map", name="m_heads")
+    again = {"name": "m_heads", "rematerialize": True}
+    got, got_averages, _ = stepped("short_bn", 2, "shard_map", **again)
+    assert_equal_trees(got, gradient, rtol=1e-12)
+    assert_equal_trees(got_averages, averages, rtol=1e-12)
 
 
 def temporary_memory(trunk, **changes):

@@ -7,8 +7,8 @@ from flax import nnx
 
 from abe_jax.errors import UserError, require_known
 from abe_jax.models import weights
-from abe_jax.models.abe import ABE
-from abe_jax.models.embedder import Embedder
+from abe_jax.models.abe import ABE, require_turns
+from abe_jax.models.embedder import Embedder, dim_of_learner
 from abe_jax.models.googlenet import GoogLeNet
 from abe_jax.models.heads import MHeads, OneHead
 from abe_jax.models.trunk import Trunk
@@ -66,7 +66,7 @@ def create(config, *, rngs: nnx.Rngs) -> Embedder:
         arguments["learners_in_turn"] = config.get("learners_in_turn", False)
     model = _MODELS[config.name](**arguments, rngs=rngs)
     if path:
-        weights.initialize(model, path, trunk=config.trunk)
+        weights.initialize(model, path)
     return model
 
 
@@ -85,43 +85,25 @@ def check(config) -> None:
     require_known("model.name", config.name, _MODELS)
     require_known("model.trunk", config.trunk, TRUNKS)
     require_known("model.dtype", config.get("dtype", "float32"), _DTYPES)
-    learners = 1 if config.name == "one_head" else config.num_learners
-    dim = config.embedding_dim
-    if learners < 1 or dim < 1 or dim % learners:
-        raise UserError(
-            f"model.embedding_dim = {dim} is not divisible by model.num_learners = "
-            f"{learners}; each learner gets embedding_dim / num_learners dimensions."
-        )
     if config.width <= 0:
         raise UserError(f"model.width is {config.width}; it must be above 0.")
-    trunk = TRUNKS[config.trunk]
-    branch = config.get("branch") or trunk.branches[0]
-    require_known("model.branch", branch, trunk.branches)
-    most, blocks = len(trunk.attention_stages(branch)), config.get("attention_blocks")
-    if blocks is not None and not min(1, most) <= blocks <= most:
-        possible = f"1 to {most} blocks" if most else "no block (0)"
-        raise UserError(
-            f"model.attention_blocks is {blocks}; behind {branch!r} the attention "
-            f"branch can copy {possible} of {config.trunk!r}."
-        )
-    if not (spread := config.get("attention_spread", 1.0)) > 0:
-        raise UserError(f"model.attention_spread is {spread}; it must be above 0.")
-    if config.get("freeze_batch_norm") and not trunk.has_batch_norm:
+    learners = 1 if config.name == "one_head" else config.num_learners
+    dim_of_learner(learners, config.embedding_dim)
+    trunk = _trunk(config)
+    trunk.copied_stages(config.get("branch"), config.get("attention_blocks"))
+    if trunk.freeze_batch_norm and not trunk.has_batch_norm:
         having = ", ".join(repr(n) for n, t in TRUNKS.items() if t.has_batch_norm)
         raise UserError(
             "model.freeze_batch_norm needs a trunk with batch norm, such as "
             f"{having}; model.trunk is {config.trunk!r}."
         )
-    in_turn = config.get("learners_in_turn")
-    if in_turn and config.name != "abe":
-        raise UserError(
-            f"model.learners_in_turn is for model.name = 'abe', not {config.name!r}."
-        )
-    if in_turn and trunk.has_batch_norm and not config.get("freeze_batch_norm"):
-        raise UserError(
-            "model.learners_in_turn needs model.freeze_batch_norm=True, or a trunk "
-            "without batch norm: else its statistics are those of all learners' maps."
-        )
+    if config.get("learners_in_turn"):
+        if config.name != "abe":
+            raise UserError(
+                "model.learners_in_turn is for model.name = 'abe', not "
+                f"{config.name!r}."
+            )
+        require_turns(trunk)
     if config.get("pretrained") and config.width != 1:
         raise UserError(
             f"model.pretrained needs model.width = 1, not {config.width}: published "

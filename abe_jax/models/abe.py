@@ -13,10 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abe_jax.errors import UserError
 from abe_jax.models import initializers
 from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
-from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
+from abe_jax.models.embedder import (
+    Embedder,
+    dim_of_learner,
+    embedding_layer,
+    unit_length,
+)
 from abe_jax.models.trunk import SpatialFeatures, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -36,15 +42,14 @@ class Attention(nnx.Module):
         *,
         trunk: Trunk,
         branch: str,
-        num_blocks: int,
+        copied: tuple[str, ...],
         spread: float,
         rngs: nnx.Rngs,
     ):
-        stages = trunk.attention_stages(branch)[:num_blocks]
         self.num_learners = num_learners
-        self.common = trunk.section(stages, rngs=rngs)
+        self.common = trunk.section(copied, rngs=rngs)
         self.last = convolution(
-            trunk.channels(stages[-1] if stages else branch),
+            trunk.channels((branch, *copied)[-1]),
             trunk.channels(branch) * num_learners,
             1,
             kernel_init=partial(
@@ -98,13 +103,19 @@ class ABE(Embedder):
           learners_in_turn: G sees one learner's maps at a time, and computes them again
             backward; else those of all at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
+
+        Raises:
+          UserError: there can be no such model.
         """
         trunk = trunk_of(trunk)
+        dim = dim_of_learner(num_learners, embedding_dim)
+        copied = trunk.copied_stages(branch, attention_blocks)
+        if learners_in_turn:
+            require_turns(trunk)
         # In turn G is computed again as a whole; flax's remat cannot be within that.
         of_g = replace(
             trunk, rematerialize=trunk.rematerialize and not learners_in_turn
         )
-        branch = branch or trunk.branches[0]
         stages_of_s, stages_of_g = trunk.split(branch)
         super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
         self.learners_in_turn = learners_in_turn
@@ -112,14 +123,12 @@ class ABE(Embedder):
         self.attention_branch = Attention(
             num_learners,
             trunk=trunk,
-            branch=branch,
-            num_blocks=attention_blocks or trunk.default_attention_blocks,
+            branch=stages_of_s[-1],
+            copied=copied,
             spread=attention_spread,
             rngs=rngs,
         )
-        self.head = embedding_layer(
-            trunk.channels(stages_of_g[-1]), embedding_dim // num_learners, rngs
-        )
+        self.head = embedding_layer(trunk.channels(stages_of_g[-1]), dim, rngs)
 
     def attention(self, images: jax.Array) -> jax.Array:
         """Maps images `[B, H, W, 3]` to masks in (0, 1) `[B, M, h, w, C]`.
@@ -145,3 +154,12 @@ class ABE(Embedder):
         seen = masked(features, masks)
         embeddings = at_least_float32(self.head(self.global_features(seen)))
         return embeddings.reshape(*masks.shape[:2], -1)
+
+
+def require_turns(trunk: Trunk) -> None:
+    """Raises UserError where learners cannot run in turn on a trunk."""
+    if trunk.has_batch_norm and not trunk.freeze_batch_norm:
+        raise UserError(
+            "model.learners_in_turn needs model.freeze_batch_norm=True, or a trunk "
+            "without batch norm: else its statistics are those of all learners' maps."
+        )

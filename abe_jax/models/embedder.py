@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abe_jax.errors import UserError
 from abe_jax.models import initializers
 from abe_jax.models.trunk import SpatialFeatures, Trunk
 
@@ -15,6 +16,7 @@ class Embedder(nnx.Module):
 
     Attributes:
       num_learners: M.
+      trunk: name of the trunk.
       preprocessing: what the trunk expects of its input.
       spatial: S, the trunk's stages up to the branching point.
     """
@@ -29,6 +31,7 @@ class Embedder(nnx.Module):
     ):
         """Makes S with random weights."""
         self.num_learners = num_learners
+        self.trunk = trunk.name
         self.preprocessing = trunk.preprocessing
         self.spatial = trunk.section(stages_of_s, rngs=rngs)
 
@@ -46,6 +49,21 @@ class Embedder(nnx.Module):
     @abc.abstractmethod
     def from_spatial(self, features: SpatialFeatures) -> jax.Array:
         """S's output to embeddings; see `__call__`."""
+
+
+def dim_of_learner(num_learners: int, embedding_dim: int) -> int:
+    """D/M, the share of each learner.
+
+    Raises:
+      UserError: the learners cannot share D equally.
+    """
+    if num_learners < 1 or embedding_dim < 1 or embedding_dim % num_learners:
+        raise UserError(
+            f"model.embedding_dim = {embedding_dim} is not divisible by "
+            f"model.num_learners = {num_learners}; each learner gets embedding_dim / "
+            "num_learners dimensions."
+        )
+    return embedding_dim // num_learners
 
 
 def embedding_layer(features: int, dim: int, rngs: nnx.Rngs) -> nnx.Linear:

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from abe_jax.errors import require_known
 from abe_jax.models import googlenet_weights, initializers
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.convolution import convolution
@@ -283,7 +284,7 @@ class GoogLeNet(nnx.Module):
         self,
         form: str | GoogLeNetForm = "googlenet",
         *,
-        width: float = 1.0,
+        width: float | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes a trunk with random weights.
@@ -291,12 +292,19 @@ class GoogLeNet(nnx.Module):
         Args:
           form: "googlenet" (BVLC's), "googlenet_bn" (torchvision's), or one of these
             with other options.
-          width: factor on every number of channels; 1 is the published network.
+          width: factor on every number of channels; by default the form's, 1 being
+            the published network.
           rngs: source of the initial weights (He; pretrained weights replace them).
+
+        Raises:
+          UserError: there is no such form.
         """
         if isinstance(form, str):
             named = {known.name: known for known in (BVLC, TORCHVISION)}
-            form = dataclasses.replace(named[form], width=width)
+            require_known("form", form, named)
+            form = named[form]
+        if width is not None:
+            form = dataclasses.replace(form, width=width)
         self.variant = form.name
         self.preprocessing = form.preprocessing
         stages_of_s, stages_of_g = form.split()
@@ -304,49 +312,47 @@ class GoogLeNet(nnx.Module):
         self.global_features = form.section(stages_of_g, rngs=rngs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4) -> jax.Array:
-    """Divides by `(1 + alpha / size * sum of squares over size channels) ** 0.75`.
+# Of BVLC's GoogLeNet: channels that are summed, and the factor on their mean square.
+_NEAR, _ALPHA = 5, 1e-4
 
-    The sum is centred on each channel of `[..., C]`; BVLC's GoogLeNet uses the
-    defaults (Krizhevsky et al., 2012, section 3.3). Backward only `x` is kept.
+
+@jax.custom_vjp
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Divides by `(1 + 1e-4 / 5 * sum of squares over 5 channels) ** 0.75`.
+
+    The sum is centred on each channel of `[..., C]` (Krizhevsky et al., 2012, section
+    3.3; the numbers are those of BVLC's GoogLeNet). Backward only `x` is kept.
     """
-    wide, _, power = _response(x, size, alpha)
+    wide, _, power = _response(x)
     return (wide * power).astype(x.dtype)
 
 
-def _response(
-    x: jax.Array, size: int, alpha: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _response(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Maps, what they are divided by a power of, and one over that power."""
     wide = at_least_float32(x)
-    scale = 1 + alpha / size * _sum_of_neighbours(jnp.square(wide), size, x.dtype)
+    scale = 1 + _ALPHA / _NEAR * _sum_of_neighbours(jnp.square(wide), x.dtype)
     # The power by square roots: a fifth of the time of a logarithm and an exponential.
     return wide, scale, jax.lax.rsqrt(scale * jnp.sqrt(scale))
 
 
-def _response_backward(
-    size: int, alpha: float, x: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array]:
-    wide, scale, power = _response(x, size, alpha)
+def _response_backward(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    wide, scale, power = _response(x)
     by_power = at_least_float32(cotangent) * power
-    sums = _sum_of_neighbours(by_power * wide / scale, size, x.dtype)
-    return ((by_power - 1.5 * alpha / size * wide * sums).astype(x.dtype),)
+    sums = _sum_of_neighbours(by_power * wide / scale, x.dtype)
+    return ((by_power - 1.5 * _ALPHA / _NEAR * wide * sums).astype(x.dtype),)
 
 
-local_response_norm.defvjp(
-    lambda x, size, alpha: (local_response_norm(x, size, alpha), x), _response_backward
-)
+local_response_norm.defvjp(lambda x: (local_response_norm(x), x), _response_backward)
 
 
-def _sum_of_neighbours(x: jax.Array, size: int, dtype: DTypeLike) -> jax.Array:
-    """Sums of `size` neighbouring channels of `[..., C]`, centred on each.
+def _sum_of_neighbours(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Sums over the neighbouring channels of `[..., C]`, centred on each.
 
     As a product with a band matrix, which every platform does faster than shifts. Its
     factors are rounded to `dtype`, that of the maps; the sums are float32 at least.
     """
     channels = np.arange(x.shape[-1])
-    band = np.abs(channels[:, None] - channels[None, :]) <= size // 2
+    band = np.abs(channels[:, None] - channels[None, :]) <= _NEAR // 2
     with jax.named_scope(NEIGHBOURS):
         return jnp.tensordot(
             x.astype(dtype),

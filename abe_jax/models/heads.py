@@ -7,7 +7,12 @@ M-heads: B_m(x) = G_m(S(x))     S shared, M separate G_m, no attention
 import jax
 from flax import nnx
 
-from abe_jax.models.embedder import Embedder, embedding_layer, unit_length
+from abe_jax.models.embedder import (
+    Embedder,
+    dim_of_learner,
+    embedding_layer,
+    unit_length,
+)
 from abe_jax.models.trunk import SpatialFeatures, Trunk
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
@@ -44,16 +49,15 @@ class MHeads(Embedder):
     ):
         """Makes an ensemble with random weights; the heads' all differ.
 
-        Args are those of `ABE`.
+        Args and what is raised are those of `ABE`.
         """
-        trunk = trunk_of(trunk)
+        trunk, dim = trunk_of(trunk), dim_of_learner(num_learners, embedding_dim)
         stages_of_s, stages_of_g = trunk.split(branch)
         super().__init__(num_learners, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
 
         @nnx.split_rngs(splits=num_learners)
         @nnx.vmap
         def make_head(rngs: nnx.Rngs) -> Head:
-            dim = embedding_dim // num_learners
             return Head(dim, trunk=trunk, stages=stages_of_g, rngs=rngs)
 
         self.heads = make_head(rngs)

@@ -4,7 +4,10 @@ The package `huggingface_hub` downloads and caches them: what it has is not aske
 again where there is no network, or where HF_HUB_OFFLINE=1 says so.
 """
 
+import dataclasses
 import hashlib
+import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,6 +17,9 @@ from abe_jax.errors import UserError, first_line
 PREFIX = "hf://"
 # What timm's repositories hold.
 _FILE = "model.safetensors"
+_DESCRIPTION = "config.json"
+
+_log = logging.getLogger(__name__)
 
 # What went wrong, by the package's exceptions; the more special ones first.
 _REASONS = {
@@ -27,6 +33,21 @@ _REASONS = {
     "hf://OWNER/NAME/FILE",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and the file is not in the cache",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a repository says of its network; None where it does not say.
+
+    Attributes:
+      architecture: timm's name of the network.
+      mean: taken off its input, a number a channel, of images from 0 to 1.
+      std: what that is divided by.
+    """
+
+    architecture: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 def fetch(url: str) -> Path:
@@ -43,6 +64,32 @@ def fetch(url: str) -> Path:
       UserError: there is no such file, it is neither in the cache nor in reach, its
         content is damaged, or `huggingface_hub` is not installed.
     """
+    path = _download(url)
+    _require_intact(url, path)
+    return path
+
+
+def description(url: str) -> Description:
+    """What the repository of a file says of its network, as timm's do.
+
+    Args:
+      url: see `fetch`.
+
+    Returns:
+      the description, empty where the repository has none or it cannot be had.
+    """
+    try:
+        content = json.loads(_download(url, _DESCRIPTION).read_bytes())
+        of_input = content.get("pretrained_cfg", {})
+        return Description(
+            content.get("architecture"), of_input.get("mean"), of_input.get("std")
+        )
+    except (UserError, OSError, ValueError, AttributeError) as error:
+        _log.warning("what network it is was not checked: %s", first_line(error))
+        return Description()
+
+
+def _download(url: str, file: str | None = None) -> Path:
     match = re.fullmatch(
         rf"{PREFIX}(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+))?",
         url,
@@ -56,23 +103,21 @@ def fetch(url: str) -> Path:
         raise UserError(
             f"{url} needs huggingface_hub: pip install -e '.[hub]'"
         ) from error
-    file = match["file"] or _FILE
+    wanted: str = file or match["file"] or _FILE
     try:
-        path = Path(
+        return Path(
             huggingface_hub.hf_hub_download(
-                match["repo"], file, revision=match["revision"]
+                match["repo"], wanted, revision=match["revision"]
             )
         )
     # It raises its own errors, those of its HTTP client and of the file system.
     except Exception as error:
         for name, reason in _REASONS.items():
             if isinstance(error, getattr(errors, name)):
-                raise UserError(f"{url}: {reason.format(file=file)}.") from error
+                raise UserError(f"{url}: {reason.format(file=wanted)}.") from error
         raise UserError(
             f"{url}: {type(error).__name__}: {first_line(error)}"
         ) from error
-    _require_intact(url, path)
-    return path
 
 
 def _require_intact(url: str, path: Path) -> None:

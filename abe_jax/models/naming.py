@@ -18,6 +18,8 @@ class Naming:
       words: for a group, the texts it may have and what they stand for; a group that
         is not named stands for itself.
       skipped: patterns of the tensors that are left out, and what these are.
+      architectures: timm's names of the networks that have these tensors and are this
+        one; none where it has no such network.
       hints: for patterns of names, what another shape means; for error messages.
     """
 
@@ -25,6 +27,7 @@ class Naming:
     rows: tuple[tuple[str, str], ...]
     words: Mapping[str, Mapping[str, str]]
     skipped: Mapping[str, str]
+    architectures: tuple[str, ...] = ()
     hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def path(self, name: str) -> Path | None:

@@ -4,6 +4,7 @@ from abe_jax.models.naming import Naming
 
 TORCHVISION = Naming(
     network="torchvision's or timm's resnet50",
+    architectures=("resnet50",),
     rows=(
         (r"conv1\.weight", "conv1.conv.kernel"),
         (r"bn1\.(?P<leaf>\w+)", "conv1.norm.{leaf}"),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 from abe_jax.models.naming import Naming
 from abe_jax.precision import working_dtype
 
@@ -163,6 +163,31 @@ class Trunk(abc.ABC):
         All, where there are fewer.
         """
 
+    def copied_stages(
+        self, branch: str | None = None, blocks: int | None = None
+    ) -> tuple[str, ...]:
+        """The stages behind the branching point that the attention branch copies.
+
+        Args:
+          branch: one of `branches`; by default the first.
+          blocks: how many; by default `default_attention_blocks`.
+
+        Raises:
+          UserError: S cannot end there, or there are not so many.
+        """
+        branch = self.split(branch)[0][-1]
+        stages = self.attention_stages(branch)
+        if blocks is None:
+            return stages[: self.default_attention_blocks]
+        most = len(stages)
+        if not min(1, most) <= blocks <= most:
+            possible = f"1 to {most} blocks" if most else "no block (0)"
+            raise UserError(
+                f"model.attention_blocks is {blocks}; behind {branch!r} the attention "
+                f"branch can copy {possible} of {self.name!r}."
+            )
+        return stages[:blocks]
+
     @abc.abstractmethod
     def channels(self, stage: str) -> int:
         """Number of channels that a stage puts out."""
@@ -187,10 +212,9 @@ class Trunk(abc.ABC):
         """The stages of S and those of G.
 
         Raises:
-          KeyError: S cannot end there.
+          UserError: S cannot end there.
         """
         branch = branch or self.branches[0]
-        if branch not in self.branches:
-            raise KeyError(branch)
+        require_known("model.branch", branch, self.branches)
         end = self.stages.index(branch) + 1
         return self.stages[:end], self.stages[end:]

@@ -92,8 +92,11 @@ class ViTForm(Trunk):
 _BLOCKS = tuple(f"block{i}" for i in range(1, _DEPTH + 1))
 
 
-def _published(name: str, preprocessing: Preprocessing, **fields: Any) -> ViTForm:
-    return ViTForm(name, preprocessing, (vit_weights.naming(name),), **fields)
+def _published(
+    name: str, preprocessing: Preprocessing, *architectures: str, **fields: Any
+) -> ViTForm:
+    naming = vit_weights.naming(name, *(architectures or (name,)))
+    return ViTForm(name, preprocessing, (naming,), **fields)
 
 
 def _dinov2(name: str, num_heads: int) -> ViTForm:
@@ -110,11 +113,21 @@ def _dinov2(name: str, num_heads: int) -> ViTForm:
     )
 
 
-_AUGREG = Preprocessing((127.5, 127.5, 127.5), 127.5, False, multiple_of=16)
+def _patch16(size: str, num_heads: int) -> tuple[ViTForm, ViTForm]:
+    """Google's, and the same network trained on ImageNet's scale: DINO, DeiT, MAE."""
+    name, timm = f"vit_{size}_patch16", f"vit_{size}_patch16_224"
+    google = Preprocessing((127.5, 127.5, 127.5), 127.5, False, multiple_of=16)
+    imagenet = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, False, multiple_of=16)
+    deit = timm.replace("vit", "deit")
+    return (
+        _published(name, google, timm, num_heads=num_heads),
+        _published(f"{name}_dino", imagenet, timm, deit, num_heads=num_heads),
+    )
+
 
 FORMS = (
-    _published("vit_small_patch16", _AUGREG, num_heads=6),
-    _published("vit_base_patch16", _AUGREG, num_heads=12),
+    *_patch16("small", 6),
+    *_patch16("base", 12),
     _dinov2("vit_small_patch14_dinov2", 6),
     _dinov2("vit_base_patch14_dinov2", 12),
     _dinov2("vit_small_patch14_reg4_dinov2", 6),

@@ -3,10 +3,11 @@
 from abe_jax.models.naming import Naming
 
 
-def naming(network: str) -> Naming:
+def naming(network: str, *architectures: str) -> Naming:
     """The names of one of them: equal in all, but not all have each tensor."""
     return Naming(
         network=f"timm's {network}",
+        architectures=architectures,
         rows=(
             (r"cls_token", "embedding.class_token"),
             (r"reg_token", "embedding.registers"),

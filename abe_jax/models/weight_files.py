@@ -57,12 +57,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: pretrained weights are read from {', '.join(_READERS)} files."
         )
-    if not file.is_file():
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if size is None:
         raise UserError(f"{path}: there is no such file.")
-    if file.stat().st_size > _MAX_BYTES:
+    if size > _MAX_BYTES:
         raise UserError(
-            f"{path} has {file.stat().st_size} bytes; no trunk has more than "
-            f"{_MAX_BYTES}."
+            f"{path} has {size} bytes; no trunk has more than {_MAX_BYTES}."
         )
     try:
         return reader(file)
@@ -143,6 +146,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             f"{file} holds no state dict (names and tensors) but a "
             f"{type(content).__name__}; save with torch.save(model.state_dict(), ...)."
         )
+    for name, value in content.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(
+                f"{file}: {name} is no plain tensor: {value.layout}, on {value.device}."
+            )
     return {
         name: Tensor(
             str(value.dtype).removeprefix("torch."),

@@ -12,6 +12,7 @@ not finite. Classifiers are left out. No code of a file is run (see `weight_file
 """
 
 import collections
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from abe_jax.errors import UserError
-from abe_jax.models import weight_files
+from abe_jax.models import hub, weight_files
+from abe_jax.models.embedder import Embedder
 from abe_jax.models.naming import Naming, Path
 from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import TRUNKS
@@ -68,11 +70,15 @@ def is_new_layer(path: Path) -> bool:
     return layer_of(path) is None
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Trunk, dict[Path, jax.Array]]:
+def read(
+    path: str | os.PathLike[str], trunk_name: str | None = None
+) -> tuple[Trunk, dict[Path, jax.Array]]:
     """Reads a published network.
 
     Args:
       path: see `weight_files.read`.
+      trunk_name: of the trunks that have the file's tensors, the one to take: some
+        differ in their input alone. By default the first of `trunks.TRUNKS`.
 
     Returns:
       the trunk whose weights the file holds, of width 1, and a value for every variable
@@ -80,44 +86,57 @@ def read(path: str | os.PathLike[str]) -> tuple[Trunk, dict[Path, jax.Array]]:
 
     Raises:
       UserError: the file cannot be read, is another network's, or holds values that
-        are not float32 or not finite; or the package that reads it is missing.
+        are not float32 or not finite; the hub says that it is another network, or has
+        another input; or the package that reads it is missing.
     """
     path = os.fspath(path)
     tensors = weight_files.read(path)
-    trunk, naming = _naming_of(path, tensors)
+    trunk, naming = _naming_of(path, tensors, trunk_name)
+    if path.startswith(hub.PREFIX):
+        _require_same(path, trunk, naming, hub.description(path))
     values = _match(path, tensors, naming, _variables(trunk))
     left_out = collections.Counter(naming.left_out(name) for name in tensors)
     del left_out[None]
     listed = ", ".join(f"{what} ({n} tensors)" for what, n in left_out.items())
-    _log.info("%s: %s; left out: %s.", path, trunk.name, listed or "nothing")
+    _log.info(
+        "%s: %s, for images less %s, over %s; left out: %s.",
+        *(path, trunk.name, trunk.preprocessing.mean, trunk.preprocessing.scale),
+        listed or "nothing",
+    )
     return trunk, values
 
 
-def initialize(model: nnx.Module, path: str | os.PathLike[str], *, trunk: str) -> None:
+def initialize(model: Embedder, path: str | os.PathLike[str]) -> None:
     """Lets a model start from a file's weights; its new layers stay as they are.
 
     S and G take theirs, the attention's common part those of the same layers. Logs how
     many parameters come from the file and how many are new.
 
     Args:
-      model: one that `models.create` makes, of width 1; changed in place.
+      model: with a trunk of width 1; changed in place.
       path: see `read`.
-      trunk: name of the model's trunk.
 
     Raises:
-      UserError: see `read`; or the file holds another trunk.
+      UserError: see `read`; or the file holds another trunk, or the model's has
+        another width.
     """
-    published, weights = read(path)
-    if published.name != trunk:
+    published, weights = read(path, model.trunk)
+    if published.name != model.trunk:
         raise UserError(
-            f"{path} holds a {published.name!r} and model.trunk is {trunk!r}; set "
-            f"--config.model.trunk={published.name}."
+            f"{path} holds a {published.name!r} and model.trunk is {model.trunk!r}; "
+            f"set --config.model.trunk={published.name}."
         )
     values, counts = {}, collections.Counter()
     parameters = flat(nnx.state(model, nnx.Param))
     for key, value in flat(nnx.state(model)).items():
         layer = layer_of(key)
         if layer is not None:
+            shape = weights[layer].shape
+            if value.shape[value.ndim - len(shape) :] != shape:
+                raise UserError(
+                    f"{path} has the published sizes, and the model's trunk another "
+                    f"width than 1: {'.'.join(layer)} has {value.shape}, not {shape}."
+                )
             # A copy: two parameters in one buffer could not be donated to a step.
             values[key] = jnp.array(jnp.broadcast_to(weights[layer], value.shape))
         counts[layer is None] += value.size if key in parameters else 0
@@ -132,7 +151,9 @@ def flat(state: nnx.State) -> dict[Path, Any]:
     return traverse_util.flatten_dict(nnx.to_pure_dict(state))
 
 
-def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]:
+def _naming_of(
+    path: str, tensors: Mapping[str, Tensor], trunk_name: str | None
+) -> tuple[Trunk, Naming]:
     def known(choice: tuple[Trunk, Naming]) -> int:
         return sum(choice[1].path(name) is not None for name in tensors)
 
@@ -149,15 +170,47 @@ def _naming_of(path: str, tensors: Mapping[str, Tensor]) -> tuple[Trunk, Naming]
     if len(best) == 1:
         return best[0]
 
-    def misfits(choice: tuple[Trunk, Naming]) -> int:
+    def misfits(choice: tuple[Trunk, Naming]) -> tuple[int, bool]:
         """Transformers share their names: how many tensors are not this one's."""
         trunk, naming = choice
         wanted = {key: _shape_in_file(v) for key, v in _variables(trunk).items()}
         places = ((naming.path(name), tensor) for name, tensor in tensors.items())
         found = {key: tensor.shape for key, tensor in places if key is not None}
-        return sum(found.get(k) != wanted.get(k) for k in found.keys() | wanted.keys())
+        keys = found.keys() | wanted.keys()
+        wrong = sum(found.get(key) != wanted.get(key) for key in keys)
+        return wrong, trunk.name != trunk_name
 
     return min(best, key=misfits)
+
+
+def _require_same(
+    path: str, trunk: Trunk, naming: Naming, told: hub.Description
+) -> None:
+    """Refuses what has a trunk's tensors and is another network, by the hub's word."""
+    if naming.architectures and told.architecture not in (None, *naming.architectures):
+        raise UserError(
+            f"{path} is timm's {told.architecture!r}, which has the tensors of "
+            f"{trunk.name!r} and is another network."
+        )
+
+    def has_its_input(trunk: Trunk) -> bool:
+        form = trunk.preprocessing
+        return all(
+            theirs is None or np.allclose(ours, np.multiply(theirs, 255.0), atol=0.1)
+            for ours, theirs in ((form.mean, told.mean), (form.scale, told.std))
+        )
+
+    if not has_its_input(trunk):
+        own = {key: getattr(trunk, key) for key in ("name", "preprocessing", "namings")}
+        hint = "".join(
+            f"; set --config.model.trunk={name}"
+            for name, twin in TRUNKS.items()
+            if dataclasses.replace(twin, **own) == trunk and has_its_input(twin)
+        )
+        raise UserError(
+            f"{path} was trained on images less {told.mean}, over {told.std}, which is "
+            f"not the input of {trunk.name!r}{hint}."
+        )
 
 
 def _variables(trunk: Trunk) -> dict[Path, Any]:

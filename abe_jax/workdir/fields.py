@@ -68,6 +68,7 @@ RANGES: Mapping[str, Range] = {
     "model.num_learners": _whole(1, 1024),
     "model.embedding_dim": _whole(1, 2**16),
     "model.width": _number(0, 16, above=True),
+    "model.attention_spread": _number(0, 1000, above=True),
     "loss.margin": _number(0),
     "loss.divergence_margin": _number(0),
     "loss.divergence_weight": _number(0),

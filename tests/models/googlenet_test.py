@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from abe_jax.errors import UserError
 from abe_jax.models import googlenet, initializers
 from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
 
@@ -29,6 +30,35 @@ def test_local_response_norm_equals_a_loop():
         expected[..., c] = x[..., c] / (1 + 1e-4 / 5 * total) ** 0.75
     result = googlenet.local_response_norm(jnp.asarray(x))
     np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_the_gradient_of_local_response_norm_is_that_of_its_formula():
+    """It is written by hand: only the maps are kept for it."""
+    with jax.enable_x64(True):
+        x = 90 * jax.random.normal(jax.random.key(0), (2, 3, 3, 7), jnp.float64)
+        weights = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+
+        def by_formula(x):
+            padded = jnp.pad(jnp.square(x), (*3 * [(0, 0)], (2, 2)))
+            total = sum(padded[..., i : i + 7] for i in range(5))
+            return x / (1 + 1e-4 / 5 * total) ** 0.75
+
+        def gradient(norm):
+            return np.asarray(jax.grad(lambda x: jnp.sum(weights * norm(x)))(x))
+
+        expected = gradient(by_formula)
+        found = gradient(googlenet.local_response_norm)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert abs(expected - np.asarray(weights)).max() > 0.1  # it is not the identity's
+
+
+def test_what_a_trunk_by_itself_cannot_be():
+    with pytest.raises(UserError, match="^form is 'resnet50'; known are 'googlenet', "):
+        googlenet.GoogLeNet("resnet50", rngs=nnx.Rngs(0))
+    narrow = nnx.eval_shape(
+        lambda: googlenet.GoogLeNet(googlenet.BVLC, width=0.5, rngs=nnx.Rngs(0))
+    )
+    assert narrow.spatial.conv1.conv.kernel.shape == (7, 7, 3, 32)
 
 
 def test_preprocessing_of_the_forms():

@@ -1,6 +1,7 @@
 """`hf://`: the package's answers and errors, one clear line for each."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -124,6 +125,31 @@ def test_weights_are_read_from_the_cache(package, tmp_path, monkeypatch):
     package.answer = _cached(tmp_path, b"weights")
     monkeypatch.setitem(weight_files._READERS, ".safetensors", lambda file: file)
     assert weight_files.read("hf://timm/resnet50.tv_in1k") == package.answer
+
+
+def test_what_the_hub_says_of_a_network(package, tmp_path, caplog):
+    package.answer = tmp_path / "config.json"
+    content = {
+        "architecture": "vit_small_patch16_224",
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]},
+    }
+    package.answer.write_text(json.dumps(content))
+    told = hub.description("hf://a/b@v1/weights.safetensors")
+    assert package.asked == [("a/b", "config.json", {"revision": "v1"})]
+    assert told == hub.Description(
+        "vit_small_patch16_224", [0.5, 0.5, 0.5], [0.25, 0.5, 0.5]
+    )
+    for text in ("{}", '{"pretrained_cfg": {}}'):
+        package.answer.write_text(text)
+        assert hub.description("hf://a/b") == hub.Description()
+    assert not caplog.records
+    for text in ("[1]", "{", '{"pretrained_cfg": 1}'):
+        package.answer.write_text(text)
+        assert hub.description("hf://a/b") == hub.Description()
+    package.answer = package.errors.EntryNotFoundError("none")
+    assert hub.description("hf://a/b") == hub.Description()
+    assert "has no file config.json" in caplog.text
+    assert caplog.text.count("was not checked") == 4
 
 
 @pytest.mark.peers

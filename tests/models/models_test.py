@@ -226,7 +226,6 @@ def test_new_layers(name):
         ({"branch": "pool4"}, "known are 'pool3', 'pool2', '3a', '4a', '4b'"),
         ({"branch": "4b", "attention_blocks": 6}, "can copy 1 to 5 blocks"),
         ({"attention_blocks": 0}, "can copy 1 to 7 blocks"),
-        ({"attention_spread": 0.0}, "attention_spread is 0.0; it must be above 0"),
         ({"trunk": "vgg"}, "'googlenet', 'googlenet_bn'"),
         ({"num_learners": 5}, "is not divisible"),
         ({"num_learners": 0}, "is not divisible"),
@@ -271,10 +270,33 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
     # A narrow model compiles sooner; published weights would not fit into it.
     narrow = dataclasses.replace(TRUNKS["googlenet"], width=0.125)
     monkeypatch.setattr(models, "ABE", partial(models.ABE, trunk=narrow))
-    monkeypatch.setattr(pretrained, "initialize", lambda model, path, *, trunk: None)
+    monkeypatch.setattr(pretrained, "initialize", lambda model, path: None)
     names = {"paths": paths, "labels": np.asarray([0, 0, 1, 1, 2, 2])}
     exec("".join(blocks), names)
     assert names["embeddings"].shape == (6, 8, 64)
     assert names["masks"].shape == (6, 8, 14, 14, 60)
     assert names["indices"].shape == (6, 3)
     assert (tmp_path / "attention.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (models.ABE, {"num_learners": 3}, "512 is not divisible by model.num_learners"),
+        (models.MHeads, {"embedding_dim": 4}, "4 is not divisible"),
+        (models.ABE, {"attention_blocks": 0}, "can copy 1 to 7 blocks of 'googlenet'"),
+        (models.ABE, {"attention_blocks": 9}, "can copy 1 to 7 blocks"),
+        (models.ABE, {"branch": "pool4"}, "known are 'pool3'"),
+        (models.MHeads, {"branch": "pool4"}, "known are 'pool3'"),
+        (models.ABE, {"trunk": "vgg"}, "model.trunk is 'vgg'; known are 'googlenet'"),
+        (
+            models.ABE,
+            {"trunk": "googlenet_bn", "learners_in_turn": True},
+            "needs model.freeze_batch_norm=True",
+        ),
+    ],
+)
+def test_impossible_models_of_the_library(make, changes, message):
+    sizes = {"num_learners": 8, "embedding_dim": 512, **changes}
+    with pytest.raises(UserError, match=re.escape(message)):
+        make(**sizes, rngs=nnx.Rngs(0))

@@ -1,5 +1,6 @@
 """The tables of names, and errors that need no package to read a file."""
 
+import dataclasses
 import sys
 from importlib.util import find_spec
 
@@ -171,14 +172,14 @@ def test_initialize(name, form, weights, load, caplog, monkeypatch):
     trunk = load(weights)
     source = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(trunk)))
     source = {path[1:]: value for path, value in source.items()}
-    monkeypatch.setattr(weights_module, "read", lambda path: (form, source))
+    monkeypatch.setattr(weights_module, "read", lambda *_: (form, source))
     sizes = {"embedding_dim": 8, "trunk": form.name, "rngs": nnx.Rngs(0)}
     if name != "one_head":
         sizes["num_learners"] = 2
     make = {"abe": models.ABE, "m_heads": models.MHeads, "one_head": models.OneHead}
     model = make[name](**sizes)
     before = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
-    pretrained.initialize(model, "file", trunk=form.name)
+    pretrained.initialize(model, "file")
     after = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     assert after.keys() == before.keys()
     for path, value in after.items():
@@ -197,9 +198,25 @@ def test_initialize(name, form, weights, load, caplog, monkeypatch):
 
 
 def test_the_other_variant(monkeypatch):
-    monkeypatch.setattr(weights_module, "read", lambda _: (googlenet.TORCHVISION, {}))
+    monkeypatch.setattr(weights_module, "read", lambda *_: (googlenet.TORCHVISION, {}))
     with pytest.raises(UserError, match="--config.model.trunk=googlenet_bn"):
-        pretrained.initialize(nnx.Module(), "file", trunk="googlenet")
+        pretrained.initialize(_one_head("googlenet"), "file")
+
+
+@pytest.mark.parametrize("form", [googlenet.TORCHVISION], indirect=True)
+def test_another_width(form, weights, load, monkeypatch):
+    source = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(load(weights))))
+    source = {path[1:]: value for path, value in source.items()}
+    monkeypatch.setattr(weights_module, "read", lambda *_: (form, source))
+    model = _one_head(dataclasses.replace(form, width=0.5))
+    with pytest.raises(UserError, match="another width than 1: .* not "):
+        pretrained.initialize(model, "file")
+
+
+def _one_head(trunk):
+    return nnx.eval_shape(
+        lambda: models.OneHead(embedding_dim=8, trunk=trunk, rngs=nnx.Rngs(0))
+    )
 
 
 def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):
@@ -223,6 +240,7 @@ def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):
     with (tmp_path / "big.pth").open("wb") as file:
         file.truncate(2**30 + 1)
     fails("big.pth", "1073741825 bytes; no trunk has more")
+    fails(f"{'w' * 300}.onnx", "cannot be read: File name too long")
     for suffix, package in ((".onnx", "onnx"), (".pth", "torch"), (".pt", "torch")):
         monkeypatch.setitem(sys.modules, package, None)
         (tmp_path / f"w{suffix}").touch()

@@ -30,6 +30,10 @@ pytestmark = pytest.mark.peers
 LEARNERS = 2
 LABELS = np.asarray([0, 0, 1, 2])
 # timm's names of the forms that are called otherwise there.
+TAGS = {"resnet50": "resnet50.tv_in1k"}
+for size in ("small", "base"):
+    TAGS[f"vit_{size}_patch16"] = f"vit_{size}_patch16_224.augreg_in21k_ft_in1k"
+    TAGS[f"vit_{size}_patch16_dino"] = f"vit_{size}_patch16_224.dino"
 TIMM = {f"vit_{size}_patch16": f"vit_{size}_patch16_224" for size in ("small", "base")}
 
 
@@ -158,7 +162,7 @@ def test_features_agree(name, height, width, request, tmp_path):
     """In inference, also where position embeddings are interpolated."""
     net = _net(name, request)
     model = models.OneHead(embedding_dim=8, trunk=name, rngs=nnx.Rngs(0))
-    pretrained.initialize(model, _saved(net, tmp_path), trunk=name)
+    pretrained.initialize(model, _saved(net, tmp_path))
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     images = torch.randn(2, 3, height, width)
     setattr(net, "fc" if name == "resnet50" else "head", torch.nn.Identity())
@@ -177,11 +181,13 @@ def test_preprocessing_is_that_of_the_peers(request):
     for name, trunk in TRUNKS.items():
         if name.startswith("googlenet"):
             continue
-        tag = "resnet50.tv_in1k" if name == "resnet50" else TIMM.get(name, name)
-        known = timm.get_pretrained_cfg(tag).to_dict()
+        known = timm.get_pretrained_cfg(TAGS.get(name, name)).to_dict()
         expected = (images / 255 - np.asarray(known["mean"])) / np.asarray(known["std"])
         found = trunk.preprocessing(jnp.asarray(images))
         np.testing.assert_allclose(found, expected, atol=1e-5)
+        architectures = trunk.namings[0].architectures
+        assert known["architecture"] in architectures
+        assert all(map(timm.is_model, architectures))
 
 
 class ABE:
@@ -311,4 +317,5 @@ def test_the_gradient_of_abe_agrees(name, size, request, tmp_path):
     worst = max(errors, key=lambda k: errors[k])
     print(f"loss {_error(loss, expected):.1e}, {worst} {errors[worst]:.1e}")
     assert _error(loss, expected) <= 1e-5
-    assert errors[worst] <= 1e-3, worst
+    # Of ViTs, positions and their filter are float32.
+    assert errors[worst] <= 1e-5, worst

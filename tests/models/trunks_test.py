@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 import re
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 
 from abe_jax import models, optimizer, parallel, pretrained, train_step
 from abe_jax.errors import UserError
-from abe_jax.models import vit, weight_files, weights
+from abe_jax.models import hub, vit, weight_files, weights
 from abe_jax.models.trunk import Tokens, masked
 from abe_jax.models.trunks import TRUNKS
 from configs import quickstart
@@ -22,8 +23,11 @@ KINDS = ("resnet50", "vit_small_patch16", "vit_small_patch14_reg4_dinov2")
 # ABE's gradient by each trunk is compared with PyTorch's in `trunks_peers_test`.
 SLOW = [("abe", "vit_small_patch16"), ("m_heads", "vit_small_patch16")]
 SLOW += [("one_head", "resnet50")]
-NEW = [name for name in TRUNKS if not name.startswith("googlenet")]
+# Networks: those of "_dino" are those of others, with another input.
+NEW = [n for n in TRUNKS if not n.startswith("googlenet") and not n.endswith("_dino")]
 BATCH = 8
+# Of ImageNet, as timm writes them.
+DINO, DINO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def small_config(trunk, name="abe", **model):
@@ -307,5 +311,51 @@ def test_a_file_is_that_of_its_trunk(trunk, file):
 )
 def test_files_that_do_not_fit(trunk, of, changes, message, file):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        pretrained.initialize(nnx.Module(), file(of, **changes), trunk=trunk)
+        pretrained.initialize(_one_head(trunk), file(of, **changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (hub.Description("vit_small_patch16_224", [0.5] * 3, [0.5] * 3), None),
+        (hub.Description(), None),
+        (
+            hub.Description("deit_small_patch16_224", None, None),
+            "is timm's 'deit_small_patch16_224', which has the tensors of",
+        ),
+        (
+            hub.Description("vit_small_patch16_224", [0.485, 0.456, 0.406], [0.5] * 3),
+            "was trained on images less [0.485, 0.456, 0.406], over [0.5, 0.5, 0.5], "
+            "which is not the input of 'vit_small_patch16'.",
+        ),
+        (
+            hub.Description("vit_small_patch16_224", list(DINO), list(DINO_STD)),
+            "which is not the input of 'vit_small_patch16'; set "
+            "--config.model.trunk=vit_small_patch16_dino.",
+        ),
+    ],
+)
+def test_a_network_of_the_hub_is_the_one_that_it_says(told, message, monkeypatch, file):
+    """DINO's and DeiT's networks have Google's tensors, for images scaled otherwise."""
+    path = file("vit_small_patch16")
+    monkeypatch.setattr(hub, "fetch", lambda url: pathlib.Path(path))
+    monkeypatch.setattr(hub, "description", lambda url: told)
+    if message is None:
+        assert weights.read("hf://timm/vit")[0].name == "vit_small_patch16"
+        return
+    with pytest.raises(UserError, match=f"^hf://timm/vit .*{re.escape(message)}"):
+        weights.read("hf://timm/vit")
+
+
+def test_a_file_is_that_of_the_trunk_that_the_model_has(file):
+    """Where only the input differs, a file does not say which of two it is."""
+    path = file("vit_small_patch16")
+    assert weights.read(path)[0].name == "vit_small_patch16"
+    assert weights.read(path, "vit_small_patch16_dino")[0].name.endswith("_dino")
+
+
+def _one_head(trunk):
+    return nnx.eval_shape(
+        lambda: models.OneHead(embedding_dim=8, trunk=trunk, rngs=nnx.Rngs(0))
+    )

@@ -73,10 +73,11 @@ def conv_general_dilated(
       window_strides: two strides.
       padding: `((top, bottom), (left, right))` for the CPU's own lowerings; strings
         are passed on to the native convolution.
-      **options: passed on; group counts and dilations other than 1 are always native.
+      **options: of the native convolution, which takes all with group counts or
+        dilations other than 1.
 
     Returns:
-      maps `[B, H', W', D]`, in the promoted dtype of the inputs.
+      maps `[B, H', W', D]`, in the dtype of `lhs`.
     """
 
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -180,6 +181,7 @@ def _is_plain(padding: Any, options: dict[str, Any]) -> bool:
         not isinstance(padding, str)
         and set(dilations) <= {1}
         and options.get("feature_group_count", 1) == 1
+        and options.get("batch_group_count", 1) == 1
     )
 
 
