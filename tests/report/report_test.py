@@ -2,17 +2,20 @@
 
 import base64
 import dataclasses
+import html
 import html.parser
 import json
 import re
 import shutil
 
+import matplotlib
 import numpy as np
 import pytest
 from apply.conftest import AWKWARD
 from command_line import run
+from matplotlib.axes import Axes
 
-from abe_jax import data, evaluate, report
+from abe_jax import data, evaluate, report, retrieval
 from abe_jax.evaluate import present
 from abe_jax.report import attention, findings, page, plots
 from abe_jax.workdir import NotWritable, config_files
@@ -191,11 +194,45 @@ def test_pictures_stay_within_their_bound():
 def test_plots_follow_the_page():
     text = plots.curves({"a": [(0, 1.0), (5, 2.0)], "none": []}, "Loss")
     assert "currentColor" in text and "#000000" not in text
-    assert (
-        text.startswith("<svg")
-        and ">a<" in text
-        and "none" not in text.split("style")[0]
-    )
+    assert text.startswith("<svg") and ">a<" in text and ">none<" not in text
+
+
+def test_plots_are_the_same_whatever_a_users_matplotlibrc(monkeypatch):
+    lines = {"a": [(0, 1.0), (5, 2.0)]}
+    expected = plots.curves(lines, "Loss")
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "#123456")
+    assert plots.curves(lines, "Loss") == expected
+    assert matplotlib.rcParams["text.usetex"]
+
+
+def test_histograms_leave_no_pair_out(monkeypatch):
+    """The cosines of collapsed learners are 1, and by rounding a little more."""
+    row = np.random.default_rng(1).normal(size=(1, 64)).astype(np.float32)
+    rows = np.repeat(row / np.linalg.norm(row), 1000, axis=0)
+    cosines = (rows @ rows.T)[np.triu_indices(1000, 1)]
+    assert cosines.max() > 1
+    drawn, stairs = [], Axes.stairs
+
+    def draw(axes, values, *args, **kwargs):
+        drawn.append(values)
+        return stairs(axes, values, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "stairs", draw)
+    plots.histograms({"alike": cosines, "opposite": -cosines})
+    assert [float(values.sum()) for values in drawn] == pytest.approx([1, 1])
+
+
+def test_names_in_a_plot_are_left_as_they_are():
+    names = ['a id="x" href="#y" #010203', "url(#z) <b> & more"]
+    text = plots.scatter(np.zeros((2, 2)), np.arange(2), names)
+    for name in names:
+        assert f"> {html.escape(name, quote=False)}</text>" in text
+    assert text.count("#010203") == 1 and "currentColor" in text
+    tags = "".join(re.findall(r"<[^>]*>", text))
+    named = set(re.findall(r' id="(map-[^"]+)"', tags))
+    meant = set(re.findall(r'(?:url\(|href=")#([^")]+)', tags))
+    assert meant and meant <= named
 
 
 @pytest.mark.slow
