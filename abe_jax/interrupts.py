@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import stat
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -25,7 +26,7 @@ class Interrupted(Exception):
     """The run was asked to stop, and its state is saved.
 
     Attributes:
-      signal_number: what asked: SIGINT or SIGTERM.
+      signal_number: what asked: SIGINT, SIGTERM or SIGHUP.
     """
 
     def __init__(self, step: int, signal_number: int):
@@ -42,31 +43,54 @@ def wait_for_their_moment() -> None:
     signal.signal(signal.SIGINT, _handle)
 
 
+def other_than_ctrl_c() -> list[signal.Signals]:
+    """Signals that ask a program to end: SIGTERM, of a scheduler, and SIGHUP, of a lost
+    connection, unless that is ignored, as under nohup.
+    """
+    kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM] if kept else [signal.SIGTERM, signal.SIGHUP]
+
+
+def outlive_the_connection() -> None:
+    """After SIGHUP, which may come twice: neither the next one nor a line to a terminal
+    that is gone, where writing raises, keeps the program from ending in order.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for output in (1, 2):
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            if stat.S_ISCHR(os.fstat(output).st_mode) and not os.isatty(output):
+                os.dup2(nowhere.fileno(), output)
+
+
 @contextlib.contextmanager
-def ended_by_sigterm_too() -> Iterator[None]:
-    """Within, SIGTERM does what Ctrl-C does; the status of the process is its own.
+def ended_by_others_too() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP do what Ctrl-C does; the status tells which it was.
 
     For the main thread of a program.
 
     Raises:
-      SystemExit: with 143, once SIGTERM has ended what is within.
+      SystemExit: with 143 or 129, once one of them has ended what is within.
     """
-    asked = False
+    asked = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        asked = True
+        asked = number
+        if number == signal.SIGHUP:
+            outlive_the_connection()
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = other_than_ctrl_c()
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     except KeyboardInterrupt:
         if not asked:
             raise
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + asked) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def raise_if_one_waits() -> None:

@@ -155,6 +155,7 @@ def test_a_finished_run_says_so_again(finished, tmp_path):
     [
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.campaign),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.campaign),
     ],
 )
 def test_interrupted_run_goes_on_as_if_nothing_happened(finished, tmp_path, number):

@@ -21,7 +21,7 @@ from abe_jax.errors import UserError
 from abe_jax.workdir import claim
 
 
-@interrupts.ended_by_sigterm_too()
+@interrupts.ended_by_others_too()
 def embed_images(
     config, workdir: str, *, images: str, output: str, strict: bool, step: int | None
 ) -> None:

@@ -21,7 +21,7 @@ SEARCH_FILE = "search.html"
 _PICTURE_SIZE = 128
 
 
-@interrupts.ended_by_sigterm_too()
+@interrupts.ended_by_others_too()
 def search_images(
     config,
     workdir: str,

@@ -232,9 +232,10 @@ def wait_until_memory_is_freed() -> None:
 def _start_worker(index: int, count: int) -> None:
     del index, count
     workers.follow_main_process()
-    # Clusters send it to all processes. The main one goes on for another step, and
-    # saves, and then closes this one.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Clusters and lost connections send them to all processes. The main one goes on for
+    # another step, and saves, and then closes this one.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclasses.dataclass(frozen=True)

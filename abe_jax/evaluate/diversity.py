@@ -37,7 +37,8 @@ def diversity(
       cosines in [-1, 1], shares in [0, 1]; those of two learners only where M > 1:
         positive_cosine, negative_cosine: means over pairs of images and learners.
         self_cosine, self_cosine_centred: of two learners on the same image, `mean`,
-          `p5` and `p95` over images; centred: each learner's mean embedding taken off.
+          `p5` and `p95` over all pairs of learners and images; centred: each learner's
+          mean embedding taken off.
         similarity_correlation: Pearson's, of two learners' similarities over the same
           pairs of images.
         neighbour_overlap: share of the 10 nearest that two learners have in common.
@@ -49,8 +50,8 @@ def diversity(
     learners = embeddings.shape[1]
     pairs = list(itertools.combinations(range(learners), 2))
     others, other_labels = (embeddings, labels) if gallery is None else gallery
-    number = min(_SAMPLED_QUERIES, max(1, _SAMPLED_PAIRS // len(others)))
-    sampled = data.evenly(len(labels), number)
+    most = min(_SAMPLED_QUERIES, max(1, _SAMPLED_PAIRS // len(others)))
+    sampled = data.evenly(len(labels), most)
     # Near each learner's mean similarity: taken off, the sums below lose no digits.
     shift = np.sum(np.mean(embeddings, axis=0) * np.mean(others, axis=0), axis=1)
     shift = shift[:, None, None]
@@ -62,9 +63,9 @@ def diversity(
         seen = np.ones_like(same)
         if gallery is None:
             seen[np.arange(len(queries)), queries] = False
-        for number, chosen in enumerate((same & seen, ~same)):
-            numbers[number] += learners * np.count_nonzero(chosen)
-            cosines[number] += np.sum(similarities * chosen[None], dtype=np.float64)
+        for kind, chosen in enumerate((same & seen, ~same)):
+            numbers[kind] += learners * np.count_nonzero(chosen)
+            cosines[kind] += np.sum(similarities * chosen[None], dtype=np.float64)
         centred = ((similarities - shift) * seen[None]).reshape(learners, -1)
         sums += centred.sum(axis=1, dtype=np.float64)
         products += centred @ centred.T

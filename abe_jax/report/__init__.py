@@ -235,9 +235,9 @@ def _gallery_note(failures: int, content: dict) -> str:
         return "No query fails; here are some, evenly spread."
     number = min(failures, _NUM_HARDEST)
     return (
-        f"Of {content['num_queries']:,} queries {failures:,} find an image of another "
-        f"class first. Here are the {number} hardest failures, where a wrong image is "
-        "nearer than the best right one by most; then others, evenly spread."
+        f"Of {content['num_queries']:,} queries {failures:,} fail: an image of another "
+        "class is as near as the best right one, or nearer. Here are the "
+        f"{number} hardest, where it is nearer by most; then others, evenly spread."
     )
 
 

@@ -22,7 +22,8 @@ class Nearest:
       rows: `[n, k]`, of what was searched.
       best: `[n]`, the score of the query's best image of its class; -inf where it has
         none.
-      wrong: bool `[n]`, whether the nearest is of another class.
+      wrong: bool `[n]`, whether Recall@1 counts a failure: an image of another class
+        is as near as the best of the query's own, or nearer.
     """
 
     scores: np.ndarray
@@ -31,7 +32,9 @@ class Nearest:
     wrong: np.ndarray
 
     def hardest(self) -> np.ndarray:
-        """Queries that fail, the worst first: a wrong image is nearest by far."""
+        """Queries that fail, the worst first: a wrong image is nearest by far; those
+        with ties come last.
+        """
         lead = np.where(np.isfinite(self.best), self.scores[:, 0] - self.best, -1)
         return np.flatnonzero(self.wrong)[np.argsort(-lead[self.wrong], kind="stable")]
 
@@ -63,8 +66,32 @@ def nearest(evaluation: Evaluation, count: int) -> Nearest:
             if own:
                 similarities[some[:, None] == there] = -np.inf
             best[some] = similarities.max(axis=1)
-    wrong = (others.labels[found[:, 0]] != labels) & np.isfinite(best)
+    other = others.labels[found] != labels[:, None]
+    # Where all that is found is right, no wrong image is nearer than the last of it.
+    rival = np.where(other, scores, scores[:, -1:]).max(axis=1)
+    wrong = (rival > best) & np.isfinite(best)
+    # What two float32 products of rows of length sqrt(M) may be off.
+    slack = learners * (flat.shape[1] + 16) * 2.0**-23
+    close = np.flatnonzero(np.abs(rival - best) <= slack)
+    if len(close):
+        wrong[close] = _fail(evaluation, close)
     return Nearest(scores / learners, found, best / learners, wrong)
+
+
+def _fail(evaluation: Evaluation, asked: np.ndarray) -> np.ndarray:
+    """Bool, whether these queries fail by the exact rules of Recall@1."""
+    others, gallery = searched(evaluation)
+    result = retrieval.evaluate_retrieval(
+        evaluation.embeddings[asked],
+        evaluation.queries.labels[asked],
+        [1],
+        gallery_embeddings=gallery,
+        gallery_labels=others.labels,
+        own_rows=asked if evaluation.gallery is None else None,
+        per_query=True,
+    )
+    assert result.queries is not None and len(result.queries.rows) == len(asked)
+    return result.queries.first_rank > 1
 
 
 def confusions(
@@ -72,13 +99,17 @@ def confusions(
 ) -> list[tuple[str, str, int, int]]:
     """Pairs of classes that are taken for each other most often.
 
+    A failure counts for the class of the nearest wrong image that was found.
+
     Returns:
       class of the queries, class that they find, how many do, and of how many.
     """
     labels = evaluation.queries.labels
-    other_labels = searched(evaluation)[0].labels
+    matched = searched(evaluation)[0].labels[found.rows]
     names = evaluation.queries.source.class_names
-    asked, taken = labels[found.wrong], other_labels[found.rows[found.wrong, 0]]
+    other = (matched != labels[:, None]) & found.wrong[:, None]
+    failed = np.flatnonzero(other.any(axis=1))
+    asked, taken = labels[failed], matched[failed, other[failed].argmax(axis=1)]
     pairs = collections.Counter(zip(asked.tolist(), taken.tolist(), strict=True))
     sizes = np.bincount(labels)
     return [

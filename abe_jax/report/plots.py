@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,7 +69,8 @@ def histograms(values: Mapping[str, np.ndarray]) -> str:
     def draw(axes: Axes) -> None:
         styles = ("-", "--", ":")
         for number, (name, cosines) in enumerate(values.items()):
-            counts, _ = np.histogram(cosines, bins)
+            # Of float32 rows, they may be a little beyond 1.
+            counts, _ = np.histogram(np.clip(cosines, -1, 1), bins)
             axes.stairs(
                 counts / max(len(cosines), 1),
                 bins,
@@ -131,7 +132,9 @@ def _svg(
     place = left, bottom, width - left - right, height - bottom - top
     # Ids that differ between plots of a page, and not between two runs.
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
+    # Not on top of the user's own settings: with TeX, say, there may be no plot at all.
+    own = matplotlib.style.context(("default", style))
+    with own, warnings.catch_warnings():
         # Of letters that its font lacks: the browser has its own.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure(figsize=size)
@@ -142,11 +145,17 @@ def _svg(
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
     # Other than ids, which are made of the salt, these would be of all plots together.
     prefix = re.sub(r"\W", "", salt)
-    return (
-        text.replace('id="', f'id="{prefix}-')
-        .replace('="#', f'="#{prefix}-')
-        .replace("url(#", f"url(#{prefix}-")
-    )
+
+    def fitted(tag: re.Match[str]) -> str:
+        return (
+            tag[0]
+            .replace(_INK, "currentColor")
+            .replace('id="', f'id="{prefix}-')
+            .replace('="#', f'="#{prefix}-')
+            .replace("url(#", f"url(#{prefix}-")
+        )
+
+    # Within tags only: between them stand names of classes.
+    return re.sub(r"<[^>]*>", fitted, text[text.index("<svg") :])

@@ -48,7 +48,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
     Raises:
       UserError: something in the config, the data or the workdir that the user can
         mend.
-      Interrupted: SIGINT or SIGTERM; the state is saved.
+      Interrupted: SIGINT, SIGTERM or SIGHUP; the state is saved.
     """
     # Whatever can be refused is refused before the workdir is written to.
     folder = locate(workdir)

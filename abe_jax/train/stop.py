@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM: the run saves its state, on all processes, and ends."""
+"""SIGINT, SIGTERM, SIGHUP: the run saves its state, on all processes, and ends."""
 
 import signal
 from collections.abc import Callable
 
-from abe_jax import processes
+from abe_jax import interrupts, processes
 
 
 class StopRequested(Exception):
@@ -11,7 +11,10 @@ class StopRequested(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT or SIGTERM; the second one acts as if nobody listened."""
+    """Remembers a signal; a second of its kind acts as if nobody listened.
+
+    A second SIGHUP does nothing: it is no impatience.
+    """
 
     def __init__(self, vote: processes.Vote):
         self._vote = vote
@@ -19,7 +22,7 @@ class StopRequest:
         self._before: dict[int, Callable | int | None] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *interrupts.other_than_ctrl_c()):
             self._before[number] = signal.signal(number, self._remember)
         return self
 
@@ -29,7 +32,10 @@ class StopRequest:
 
     def _remember(self, number: int, _) -> None:
         self._requested = number
-        signal.signal(number, self._before[number])
+        if number == signal.SIGHUP:
+            interrupts.outlive_the_connection()
+        else:
+            signal.signal(number, self._before[number])
 
     @property
     def signal_number(self) -> int:

@@ -159,16 +159,17 @@ def test_the_index_is_written_while_it_is_made(model, pictures, tmp_path, monkey
     assert len(files_seen((0.0, 10**9))) == 1 and files_seen((1e9, 0)) == [b""]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("mode", [search, embed])
-def test_sigterm_ends_a_mode_as_ctrl_c_does(
-    mode, model, pictures, tmp_path, monkeypatch
+def test_a_signal_ends_a_mode_as_ctrl_c_does(
+    mode, number, model, pictures, tmp_path, monkeypatch
 ):
     """As where a scheduler takes a machine back: what is done is kept, or cleared."""
-    embed_files, listened = model.embed_files, signal.getsignal(signal.SIGTERM)
+    embed_files, listened = model.embed_files, signal.getsignal(number)
 
     def terminated(files, refused):
         yield next(embed_files(list(files)[:3], refused))
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         pytest.fail("it went on")
 
     asked = {"config": model.config, "workdir": model.workdir, "step": None}
@@ -184,8 +185,8 @@ def test_sigterm_ends_a_mode_as_ctrl_c_does(
         else:
             output = str(tmp_path / "e.npz")
             embed.embed_images(**asked, output=output, strict=False)
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == listened
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == listened
     assert not list(tmp_path.glob("e.npz*"))
     assert model.index(pictures).changes.kept == (3 if mode is search else 0)
 

@@ -148,6 +148,7 @@ def test_a_ctrl_c_that_python_would_drop_comes_later():
     [
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, marks=pytest.mark.campaign),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.campaign),
     ],
 )
 def test_training_with_workers_is_interrupted_in_one_line(tmp_path, number):

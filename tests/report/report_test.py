@@ -2,17 +2,20 @@
 
 import base64
 import dataclasses
+import html
 import html.parser
 import json
 import re
 import shutil
 
+import matplotlib
 import numpy as np
 import pytest
 from apply.conftest import AWKWARD
 from command_line import run
+from matplotlib.axes import Axes
 
-from abe_jax import data, evaluate, report
+from abe_jax import data, evaluate, report, retrieval
 from abe_jax.evaluate import present
 from abe_jax.report import attention, findings, page, plots
 from abe_jax.workdir import NotWritable, config_files
@@ -96,6 +99,52 @@ def test_hardest_failures_come_first(evaluation):
     assert recall == pytest.approx(evaluation.content["recall"]["1"], abs=1e-6)
 
 
+@pytest.mark.parametrize("gallery", [False, True])
+@pytest.mark.parametrize("different", [1, 2, 4, 20])
+def test_a_query_fails_where_recall_at_1_says_so(evaluation, different, gallery):
+    """Many embeddings are equal, and their products are not, by rounding."""
+    rng = np.random.default_rng(different)
+    rows = rng.normal(size=(different, 2, 33)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    images, labels = evaluation.queries, evaluation.queries.labels
+    left = right = rng.integers(0, different, len(images))
+    others = {}
+    if gallery:
+        right = rng.integers(0, different, len(images))
+        others = {"gallery_embeddings": rows[right], "gallery_labels": labels}
+    changed = dataclasses.replace(
+        evaluation,
+        embeddings=rows[left],
+        gallery=(images, rows[right]) if gallery else None,
+    )
+    found = findings.nearest(changed, 8)
+    flat = rows.reshape(different, -1).astype(np.float64)
+    similarities = (flat @ flat.T)[left][:, right]
+    if not gallery:
+        np.fill_diagonal(similarities, -np.inf)
+    same = labels[:, None] == labels
+    best = np.where(same, similarities, -np.inf).max(axis=1)
+    wrong = np.where(same, -np.inf, similarities).max(axis=1)
+    np.testing.assert_array_equal(found.wrong, wrong >= best)
+    recall = retrieval.recall_at_k(rows[left], labels, [1], **others)[1]
+    assert 1 - found.wrong.mean() == pytest.approx(recall)
+
+
+def test_ties_count_against_the_query(evaluation):
+    images, labels = evaluation.queries, evaluation.queries.labels
+    first, second = (np.flatnonzero(labels == x)[:2] for x in np.unique(labels)[:2])
+    four = data.Subset(images.source, images.indices[[*first, *second]])
+    a, b = evaluation.embeddings[:2]
+    changed = evaluate.Evaluation(
+        evaluation.content, four, np.stack([a, a, a, b]), None
+    )
+    found = findings.nearest(changed, 3)
+    assert set(found.hardest()) == {0, 1, 2, 3}
+    confused = findings.confusions(changed, found, 9)
+    assert sorted(number for _, _, number, _ in confused) == [2, 2]
+    assert all(query != other for query, other, _, _ in confused)
+
+
 def test_cosines_are_those_of_the_evaluation(evaluation):
     cosines = findings.cosines(evaluation)
     diversity = evaluation.content["diversity"]
@@ -164,7 +213,6 @@ def test_names_do_not_break_the_page(workdir, evaluation):
 
 def test_a_gallery_of_its_own_and_one_learner(workdir, evaluation):
     content = json.loads(json.dumps(evaluation.content))
-    half = len(evaluation.queries) // 2
     parts = [
         data.Subset(evaluation.queries.source, evaluation.queries.indices[rows])
         for rows in (slice(0, None, 2), slice(1, None, 2))
@@ -174,8 +222,15 @@ def test_a_gallery_of_its_own_and_one_learner(workdir, evaluation):
     content["diversity"] = {}
     changed = evaluate.Evaluation(content, parts[0], one[::2], (parts[1], one[1::2]))
     parsed = Page(report.write(workdir, changed))
-    assert "attention" not in parsed.anchors
-    assert half == len(parts[1])
+    assert parsed.open == [] and "attention" not in parsed.anchors
+    assert "two learners, one image" not in parsed.text
+    hardest = findings.nearest(changed, 8).hardest()[:16].tolist()
+    queries = {*hardest, *data.evenly(len(parts[0]), 8).tolist()}
+    shown = re.findall(r'<figure class="(\w+)"[^>]* title="([^"]+)"', parsed.text)
+    asked = [name for kind, name in shown if kind == "asked"]
+    assert set(asked) == {parts[0].names[query] for query in queries}
+    assert len(asked) == len(queries) and len(shown) == (1 + 8) * len(queries)
+    assert {name for kind, name in shown if kind != "asked"} <= set(parts[1].names)
 
 
 def test_pictures_stay_within_their_bound():
@@ -191,11 +246,45 @@ def test_pictures_stay_within_their_bound():
 def test_plots_follow_the_page():
     text = plots.curves({"a": [(0, 1.0), (5, 2.0)], "none": []}, "Loss")
     assert "currentColor" in text and "#000000" not in text
-    assert (
-        text.startswith("<svg")
-        and ">a<" in text
-        and "none" not in text.split("style")[0]
-    )
+    assert text.startswith("<svg") and ">a<" in text and ">none<" not in text
+
+
+def test_plots_are_the_same_whatever_a_users_matplotlibrc(monkeypatch):
+    lines = {"a": [(0, 1.0), (5, 2.0)]}
+    expected = plots.curves(lines, "Loss")
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "#123456")
+    assert plots.curves(lines, "Loss") == expected
+    assert matplotlib.rcParams["text.usetex"]
+
+
+def test_histograms_leave_no_pair_out(monkeypatch):
+    """The cosines of collapsed learners are 1, and by rounding a little more."""
+    row = np.random.default_rng(1).normal(size=(1, 64)).astype(np.float32)
+    rows = np.repeat(row / np.linalg.norm(row), 1000, axis=0)
+    cosines = (rows @ rows.T)[np.triu_indices(1000, 1)]
+    assert cosines.max() > 1
+    drawn, stairs = [], Axes.stairs
+
+    def draw(axes, values, *args, **kwargs):
+        drawn.append(values)
+        return stairs(axes, values, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "stairs", draw)
+    plots.histograms({"alike": cosines, "opposite": -cosines})
+    assert [float(values.sum()) for values in drawn] == pytest.approx([1, 1])
+
+
+def test_names_in_a_plot_are_left_as_they_are():
+    names = ['a id="x" href="#y" #010203', "url(#z) <b> & more"]
+    text = plots.scatter(np.zeros((2, 2)), np.arange(2), names)
+    for name in names:
+        assert f"> {html.escape(name, quote=False)}</text>" in text
+    assert text.count("#010203") == 1 and "currentColor" in text
+    tags = "".join(re.findall(r"<[^>]*>", text))
+    named = set(re.findall(r' id="(map-[^"]+)"', tags))
+    meant = set(re.findall(r'(?:url\(|href=")#([^")]+)', tags))
+    assert meant and meant <= named
 
 
 @pytest.mark.slow
