@@ -99,7 +99,9 @@ pass_on() {
   for process in "${!running[@]}"; do tell "$process"; done
 }
 trap 'pass_on INT' INT
-trap 'pass_on TERM' TERM HUP
+trap 'pass_on TERM' TERM
+# A lost connection may send it twice; a second TERM would end them before they save.
+trap 'trap "" HUP; pass_on TERM' HUP
 
 # Job control gives each process its own group: Ctrl-C reaches it once, through us, and
 # does not reach the printers at all.

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,24 @@ def test_sigterm_is_passed_on(environment):
     ) as started:
         read_until(started.stdout, 2)
         started.send_signal(signal.SIGTERM)
+        rest, _ = started.communicate(timeout=60)
+    assert sorted(rest.splitlines()) == ["[0] saved on SIGTERM", "[1] saved on SIGTERM"]
+    assert started.returncode == 128 + signal.SIGTERM
+
+
+def test_a_lost_connection_is_told_once(environment):
+    """It may send SIGHUP twice; a second SIGTERM would end the runs at once."""
+    with subprocess.Popen(
+        local_processes(2),
+        env={**environment, "ROLES": "wait,wait", "SAVE_SECONDS": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as started:
+        read_until(started.stdout, 2)
+        for _ in range(2):
+            started.send_signal(signal.SIGHUP)
+            time.sleep(1)
         rest, _ = started.communicate(timeout=60)
     assert sorted(rest.splitlines()) == ["[0] saved on SIGTERM", "[1] saved on SIGTERM"]
     assert started.returncode == 128 + signal.SIGTERM
