@@ -1,8 +1,8 @@
 """The figure of `docs/results.md`.
 
 Left: the gain of each ensemble over its mean learner, against how good that learner
-is, of all lines, those of earlier too, beside the paper's own. Right: Recall@1 by the
-number of learners, at the quickstart's budget.
+is, of all lines of test classes, beside the paper's own. Then Recall@1 by the number of
+learners, from trained weights and from random ones.
 """
 
 import pathlib
@@ -20,11 +20,15 @@ FILE = run.RUNS_FILE.parents[1] / "docs" / "results.png"
 
 # Cars-196, Recall@1 of the ensemble and of the mean learner (the paper's tables).
 _PAPER = {
-    "ABE": ((82.5, 74.4), (85.2, 75.0)),
+    "ABE": ((76.8, 70.9), (82.5, 74.4), (81.8, 72.3), (85.2, 75.0)),
     "ABE, no L_div": ((69.7, 69.5),),
-    "M-heads": ((76.1, 68.3),),
+    "M-heads": ((73.3, 70.2), (76.6, 70.4), (76.1, 68.3)),
 }
 _MARKERS = {"birds": "o", "emoji64": "s"}
+_BY_LEARNERS = {
+    "emoji64_tuned": "emoji64, from trained weights",
+    "birds_fast": "birds, from random weights",
+}
 
 
 def kind_of(row: str) -> str | None:
@@ -45,23 +49,27 @@ def recalls(lines: Sequence[dict]) -> np.ndarray:
 def by_learners(lines: Sequence[dict]) -> dict[str, dict[int, np.ndarray]]:
     """Of ABE and M-heads, by the number of learners: see `recalls`."""
     found: dict[str, dict[int, np.ndarray]] = {}
-    for kind, name in (("ABE", "abe-{}"), ("M-heads", "{}-heads")):
+    names = {"ABE": ("abe-1", "abe-{}"), "M-heads": ("1-head", "{}-heads")}
+    for kind, (alone, several) in names.items():
         for learners in (1, 2, 4, 8):
-            of_row = [x for x in lines if x["row"] == name.format(learners)]
+            row = several.format(learners) if learners > 1 else alone
+            of_row = [x for x in lines if x["row"] == row]
             if of_row:
                 found.setdefault(kind, {})[learners] = recalls(of_row)
     return found
 
 
-def draw(lines: Sequence[dict], earlier: Sequence[dict] = ()) -> Figure:
-    """Both plots."""
-    figure = Figure(figsize=(9, 4), layout="constrained", dpi=130)
-    left, right = figure.subplots(1, 2)
-    for axes in (left, right):
+def draw(lines: Sequence[dict]) -> Figure:
+    """All plots, of the lines of test classes."""
+    figure = Figure(figsize=(13, 4), layout="constrained", dpi=110)
+    plots = figure.subplots(1, 1 + len(_BY_LEARNERS))
+    for axes in plots:
         axes.spines[["top", "right"]].set_visible(False)
-    _draw_gains(left, [*lines, *earlier])
-    fast = [x for x in lines if (x["data"], x["part"]) == ("birds_fast", "test")]
-    _draw_by_learners(right, by_learners(fast))
+    tested = [line for line in lines if line["part"] == "test"]
+    _draw_gains(plots[0], tested)
+    for axes, (data, title) in zip(plots[1:], _BY_LEARNERS.items(), strict=True):
+        found = by_learners([line for line in tested if line["data"] == data])
+        _draw_by_learners(axes, found, title)
     return figure
 
 
@@ -89,7 +97,9 @@ def _draw_gains(axes: Axes, lines: Sequence[dict]) -> None:
     _legend_above(axes)
 
 
-def _draw_by_learners(axes: Axes, found: dict[str, dict[int, np.ndarray]]) -> None:
+def _draw_by_learners(
+    axes: Axes, found: dict[str, dict[int, np.ndarray]], title: str
+) -> None:
     for colour, (kind, of_kind) in zip(COLOURS[::2], found.items(), strict=False):
         learners = sorted(of_kind)
         for column, (what, line) in enumerate((("ensemble", "-"), ("learner", "--"))):
@@ -97,7 +107,7 @@ def _draw_by_learners(axes: Axes, found: dict[str, dict[int, np.ndarray]]) -> No
             axes.errorbar(
                 learners,
                 [v.mean() for v in values],
-                [v.std(ddof=1) if len(v) > 1 else 0 for v in values],
+                [v.std(ddof=1) if len(v) > 2 else 0 for v in values],
                 label=f"{kind}, {what}",
                 color=colour,
                 linestyle=line,
@@ -106,9 +116,10 @@ def _draw_by_learners(axes: Axes, found: dict[str, dict[int, np.ndarray]]) -> No
             )
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
-    axes.set_xlabel("learners (birds from random weights, test classes)")
+    axes.set_xlabel(f"learners ({title})")
     axes.set_ylabel("Recall@1, %")
-    _legend_above(axes)
+    if found:
+        _legend_above(axes)
 
 
 def _legend_above(axes: Axes) -> None:
@@ -123,7 +134,7 @@ def _legend_above(axes: Axes) -> None:
 
 def main(file: pathlib.Path = FILE) -> None:
     """Writes the figure."""
-    draw(run.read_lines(), run.read_lines(run.EARLIER_FILE)).savefig(file)
+    draw(run.read_lines()).savefig(file)
 
 
 if __name__ == "__main__":

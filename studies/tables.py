@@ -3,8 +3,9 @@
     python -m studies.tables
 
 A table stands between `<!-- runs DATA PART -->` and `<!-- end -->`: a row of the grid a
-line, with mean, standard deviation and number of seeds. `<!-- earlier -->` is the table
-of `studies/earlier.jsonl`. The rest of the page is written by hand.
+line, with mean and standard deviation of three seeds or more, or the values of two.
+`<!-- earlier -->` is the table of `studies/earlier.jsonl`. The rest of the page is
+written by hand.
 """
 
 import collections
@@ -35,6 +36,8 @@ def _diversity(name: str) -> Callable[[dict], float | None]:
 _COLUMNS: tuple[tuple[str, Callable[[dict], float | None], float, int], ...] = (
     ("ensemble R@1", lambda line: line["recall"]["1"], 100, 1),
     ("mean learner", lambda line: line["mean_learner"]["recall"]["1"], 100, 1),
+    ("MAP@R", lambda line: line["map_at_r"], 100, 1),
+    ("mean learner's", lambda line: line["mean_learner"]["map_at_r"], 100, 1),
     ("gain", _diversity("gain"), 100, 1),
     ("of errors", _diversity("gain_of_errors"), 100, 0),
     ("self cosine", _diversity("self_cosine"), 1, 2),
@@ -66,7 +69,7 @@ def table(lines: Sequence[dict], keys: Sequence[str] = ("row",)) -> str:
     head = [*keys, "seeds", *(title for title, *_ in _COLUMNS)]
     text = [head, ["---"] * len(head)]
     for names in sorted(runs, key=place):
-        seeds = runs[names]
+        seeds = sorted(runs[names], key=lambda line: line["seed"])
         cells = [_cell([of(r) for r in seeds], f, d) for _, of, f, d in _COLUMNS]
         text.append([*names, str(len(seeds)), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in text)
@@ -76,10 +79,10 @@ def _cell(values: Sequence[float | None], factor: float, decimals: int) -> str:
     numbers = [factor * value for value in values if value is not None]
     if not numbers:
         return ""
-    mean = f"{np.mean(numbers):.{decimals}f}"
-    if len(numbers) < 2:
-        return mean
-    return f"{mean} ± {np.std(numbers, ddof=1):.{decimals}f}"
+    if len(numbers) < 3:
+        return ", ".join(f"{number:.{decimals}f}" for number in numbers)
+    mean, deviation = np.mean(numbers), np.std(numbers, ddof=1)
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 def fill(page: str, lines: Sequence[dict], earlier: Sequence[dict] = ()) -> str:

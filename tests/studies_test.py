@@ -57,22 +57,26 @@ def test_members_are_concatenated(tiny, monkeypatch):
 
 def test_tables_have_mean_deviation_and_number():
     def line(row, seed, recall, mean):
-        learner = {"recall": {"1": mean}}
+        learner = {"recall": {"1": mean}, "map_at_r": mean / 2}
         diversity = {"gain": recall - mean, "self_cosine": {"mean": 0.25}}
         return {
             **{"data": "birds", "part": "test", "row": row, "seed": seed},
             **{"recall": {"1": recall}, "mean_learner": learner},
+            "map_at_r": recall / 2,
             "diversity": diversity,
         }
 
-    lines = [line("abe-4", 0, 0.8, 0.7), line("abe-4", 1, 0.9, 0.7)]
+    lines = [line("abe-4", seed, 0.9 - 0.1 * seed, 0.7) for seed in (2, 0, 1)]
     lines.append(line("1-head", 0, 0.5, 0.5))
+    lines += [line("abe-8", seed, 0.7 + 0.1 * seed, 0.6) for seed in (1, 0)]
     page = "before\n<!-- runs birds test -->\nold\n<!-- end -->\nafter\n"
     filled = tables.fill(page, lines)
-    rows = [row.split(" | ") for row in filled.splitlines()[4:6]]
-    assert rows[0][:5] == ["| abe-4", "2", "85.0 ± 7.1", "70.0 ± 0.0", "15.0 ± 7.1"]
+    rows = [row.split(" | ") for row in filled.splitlines()[4:7]]
+    means = ["80.0 ± 10.0", "70.0 ± 0.0", "40.0 ± 5.0", "35.0 ± 0.0", "10.0 ± 10.0"]
+    assert rows[0][:7] == ["| abe-4", "3", *means]
     assert rows[1][:3] == ["| 1-head", "1", "50.0"]
-    assert rows[0][6] == "0.25 ± 0.00"
+    assert rows[2][:3] == ["| abe-8", "2", "70.0, 80.0"]  # both, by their seeds
+    assert rows[0][8] == "0.25 ± 0.00"
     assert tables.fill(filled, lines) == filled
     earlier = page.replace("runs birds test", "earlier")
     assert "| birds | test | 1-head | 1 |" in tables.fill(earlier, [], lines)
@@ -97,7 +101,9 @@ def test_the_figure_has_what_the_lines_have(tmp_path):
         "M-heads": [8],
     }
     np.testing.assert_allclose(found["ABE"][4], [[80, 70], [90, 60]])
-    gains, learners = figures.draw(lines).axes
+    lines.append({**lines[0], "part": "validation"})
+    gains, tuned, learners = figures.draw(lines).axes
+    assert not tuned.lines
     points = [p.get_offsets() for p in gains.collections if "birds" in p.get_label()]
     np.testing.assert_allclose(points[0], [[70, 10], [60, 30]])
     np.testing.assert_allclose(points[1], [[40, 10]])
