@@ -1,5 +1,7 @@
 """What the scripts of benchmarks/ count and write down; nothing is timed."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 from benchmark import load
@@ -37,3 +39,31 @@ def test_a_part_is_counted_forward_and_backward():
     assert part.operations == 2 * (2 * y_1 * 27 + 3 * y_2 * 4)
     convolutions = 2 * (x + kernel_1 + y_1) + 3 * (y_1 + kernel_2 + y_2)
     assert part.bytes == 4 * (convolutions + (y_2 + pooled) + (pooled + 2 * y_2))
+
+
+def test_lines_that_json_appends_are_rows_of_the_page(tmp_path, monkeypatch):
+    abe_cases, history = load("abe_cases"), load("history")
+    path = tmp_path / "history.jsonl"
+    arguments = ("--cases=64:2", "--turns=1", "--seconds=0", f"--json={path}")
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
+    monkeypatch.setattr(abe_cases.host_memory, "use_large_pages", lambda: None)
+    monkeypatch.setattr(abe_cases.side_by_side, "matrix_rate", lambda dtype: 1.0)
+    monkeypatch.setattr(abe_cases.Case, "operations", lambda case: 1.0)
+    monkeypatch.setattr(history, "_FILE", path)
+    nothing = lambda case: lambda count: None  # noqa: E731
+    for _ in range(2):
+        abe_cases.main("", ours=nothing, peer=nothing, passes=3)
+    (line,) = history.newest(history.read())
+    row = history.table([line | {"images/s": 9.0, "to peer": 0.5}]).splitlines()[2]
+    assert row.startswith(
+        "| train_step | ABE-8, 64 x 64, batch 2 | 9 images/s, 0.50 of the peer's | "
+    )
+
+
+def test_rows_say_before_what_they_were_measured():
+    history = load("history")
+    line = {"benchmark": "roofline", "what": "w", "seconds": 2.0, "before": "abc"}
+    line |= {"date": "d", "commit": None, "device": "c", "jax": "j"}
+    assert history.table([line]).splitlines()[2] == (
+        "| roofline | w | 2 s, before abc | d |  | c, j |"
+    )
