@@ -1,4 +1,4 @@
-"""ABE-M in several sizes, against the PyTorch peer: shared by two benchmarks."""
+"""ABE-M in several sizes, against the PyTorch peer; and what trains: for benchmarks."""
 
 import argparse
 import dataclasses
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import model_sizes
 import numpy as np
 import side_by_side
+from flax import nnx
+from jax.sharding import Mesh
 
-from abe_jax import host_memory
+from abe_jax import host_memory, models, optimizer, parallel, train_step
 
 EMBEDDING_DIM = 512
 
@@ -70,6 +72,18 @@ class Case:
             "abe", self.learners, EMBEDDING_DIM, self.size, self.trunk
         )
         return 2.0 * multiply_adds * self.batch
+
+
+def training(config: Any, mesh: Mesh) -> tuple[Callable[..., Any], Any]:
+    """The step of `abe_jax.main` on a mesh's devices, and the first state."""
+    model = models.create(config.model, rngs=nnx.Rngs(0))
+    optimiser, learning_rate = optimizer.create(config.train)
+    take_step = parallel.map_over_devices(
+        train_step.make_train_step(model, optimiser, learning_rate, config),
+        mesh,
+        donate_state=True,
+    )
+    return take_step, train_step.initial_state(model, optimiser)
 
 
 Maker = Callable[[Case], Callable[[int], None]]

@@ -23,6 +23,7 @@ _FIGURES = {
     "minutes": "{:.1f} minutes",
     "steps": "{:,} steps",
     "recall@1": "Recall@1 {:.3f}",
+    "before": "before {}",  # a commit that changed what is measured
 }
 
 Measurement = dict[str, Any]

@@ -2,19 +2,22 @@
 
     python benchmarks/model_sizes.py
     python benchmarks/model_sizes.py --trunks  # ours: all trunks, for docs/models.md
+    python benchmarks/model_sizes.py --config=quickstart  # ours: of configs/NAME.py
 
 Parameters are those of BVLC's GoogLeNet with biases. Multiply-adds are those of the
-convolutions and matrix products on one 224 x 224 image, padding included. Nothing is
-computed: the models are traced.
+convolutions and matrix products on one image, padding included: 224 x 224, or of the
+config's size. Nothing is computed: the models are traced.
 """
 
+import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import side_by_side
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -45,6 +48,7 @@ def size(
     embedding_dim: int,
     image_size: int = 224,
     trunk: str = "googlenet",
+    width: float = 1.0,
 ) -> tuple[int, int]:
     """Number of parameters, and of multiply-adds for one image."""
     config = ConfigDict(
@@ -53,7 +57,7 @@ def size(
             "trunk": trunk,
             "num_learners": num_learners,
             "embedding_dim": embedding_dim,
-            "width": 1.0,
+            "width": width,
         }
     )
     model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
@@ -127,14 +131,42 @@ def trunk_table() -> str:
     return "\n".join(lines)
 
 
+def table(
+    rows: Iterable[tuple[str, int, int]], exponents: tuple[int, int], **fields: Any
+) -> str:
+    """Parameters and multiply-adds of models, in powers of ten; `fields` as `size`."""
+    p, m = exponents
+    lines = [f"model {f'parameters / 10^{p}':>27} {f'multiply-adds / 10^{m}':>21}"]
+    for row in rows:
+        parameters, operations = size(*row, **fields)
+        counts = f"{parameters / 10**p:>18.2f} {operations / 10**m:>21.2f}"
+        lines.append(f"{title(*row):<14} {counts}")
+    return "\n".join(lines)
+
+
+def config_table(name: str) -> str:
+    """One head, M heads and ABE-M, with a config's M, D, trunk, width and images."""
+    config = side_by_side.config(name)
+    model = config.model
+    names = ("one_head", "m_heads", "abe")
+    return table(
+        [(name, model.num_learners, model.embedding_dim) for name in names],
+        (6, 6),
+        image_size=config.data.image_size,
+        trunk=model.trunk,
+        width=model.width,
+    )
+
+
 def main(arguments: Sequence[str] = ()) -> None:
-    if "--trunks" in arguments:
-        print(trunk_table())
-        return
-    print(f"{'model':<14} {'parameters / 10^7':>18} {'multiply-adds / 10^9':>21}")
-    for row in ROWS:
-        parameters, operations = size(*row)
-        print(f"{title(*row):<14} {parameters / 1e7:>18.2f} {operations / 1e9:>21.2f}")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trunks", action="store_true", help="ours: all trunks")
+    parser.add_argument("--config", help="ours: the models of configs/NAME.py")
+    args = parser.parse_args(arguments)
+    if args.config:
+        print(config_table(args.config))
+    else:
+        print(trunk_table() if args.trunks else table(ROWS, (7, 9)))
 
 
 if __name__ == "__main__":

@@ -68,22 +68,25 @@ def gallery_arguments(data: dict[str, Any]) -> dict[str, Any]:
     return {"gallery_embeddings": data["g"], "gallery_labels": data["gy"]}
 
 
+@jax.jit
+def _best_in(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Of a tile of queries: the maximum over rows `y`, in tiles as large."""
+    tile = len(x)
+
+    def body(j: jax.Array, best: jax.Array) -> jax.Array:
+        part = lax.dynamic_slice_in_dim(y, j * tile, tile)
+        sims = lax.dot_general(
+            x, part, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
+        )
+        return jnp.maximum(best, sims.max(axis=1))
+
+    return lax.fori_loop(0, len(y) // tile, body, jnp.full(len(x), -jnp.inf))
+
+
 def product(data: dict[str, Any]) -> None:
     """The full matrix product in tiles that stay in the cache, and its maximum."""
     tile = 1024 if jax.default_backend() == "cpu" else 8192
     q, g = data["q"], data["g"]
-
-    @jax.jit
-    def row(x: jax.Array, y: jax.Array) -> jax.Array:
-        def body(j: jax.Array, best: jax.Array) -> jax.Array:
-            part = lax.dynamic_slice_in_dim(y, j * tile, tile)
-            sims = lax.dot_general(
-                x, part, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
-            )
-            return jnp.maximum(best, sims.max(axis=1))
-
-        return lax.fori_loop(0, len(y) // tile, body, jnp.full(len(x), -jnp.inf))
-
     # The last tile's filling is multiplied as well: less than 2% of SOP's.
     step = 64 * tile
     out = []
@@ -92,7 +95,8 @@ def product(data: dict[str, Any]) -> None:
         y = jax.device_put(np.pad(part, ((0, -len(part) % tile), (0, 0))))
         for at in range(0, len(q), tile):
             x = q[at : at + tile]
-            out.append(row(jnp.asarray(np.pad(x, ((0, tile - len(x)), (0, 0)))), y))
+            x = jnp.asarray(np.pad(x, ((0, tile - len(x)), (0, 0))))
+            out.append(_best_in(x, y))
         jax.block_until_ready(out)
 
 

@@ -34,7 +34,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from abe_jax import models, optimizer, parallel, train_step
+from abe_jax import models, parallel, train_step
 from abe_jax.models.cpu import lowering
 from abe_jax.retrieval import search
 
@@ -53,23 +53,17 @@ def _program(name: str, args: argparse.Namespace, devices: Any) -> tuple[Any, tu
     number = args.batch * len(devices)
     fields = (args.learners, args.size, number, args.dtype, args.rematerialize)
     config = abe_cases.Case(*fields, args.trunk, args.in_turn).config()
-    model = models.create(config.model, rngs=nnx.Rngs(0))
     rows = NamedSharding(mesh, PartitionSpec(parallel.DATA_AXIS))
     shape = (number, args.size, args.size, 3)
     images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=rows)
     if name == "embed":
+        model = models.create(config.model, rngs=nnx.Rngs(0))
         _, params, others = train_step.split_model(model)
         program = parallel.map_over_devices(
             train_step.make_embed_step(model, args.size), mesh, rows_out=True
         )
         return program, (parallel.abstract_replicated((params, others), mesh), images)
-    optimiser, learning_rate = optimizer.create(config.train)
-    program = parallel.map_over_devices(
-        train_step.make_train_step(model, optimiser, learning_rate, config),
-        mesh,
-        donate_state=True,
-    )
-    state = train_step.initial_state(model, optimiser)
+    program, state = abe_cases.training(config, mesh)
     labels = jax.ShapeDtypeStruct((number,), np.int32, sharding=rows)
     batch = {"image": images, "label": labels}
     return program, (parallel.abstract_replicated(state, mesh), batch)

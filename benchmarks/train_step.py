@@ -13,22 +13,14 @@ from collections.abc import Callable
 
 import abe_cases
 import jax
-from flax import nnx
 
-from abe_jax import models, optimizer, parallel, train_step
+from abe_jax import parallel
 
 
 def ours(case: abe_cases.Case) -> Callable[[int], None]:
-    config = case.config()
     mesh = parallel.make_mesh(jax.devices()[:1])
-    model = models.create(config.model, rngs=nnx.Rngs(0))
-    optimiser, learning_rate = optimizer.create(config.train)
-    take_step = parallel.map_over_devices(
-        train_step.make_train_step(model, optimiser, learning_rate, config),
-        mesh,
-        donate_state=True,
-    )
-    state = parallel.replicate(train_step.initial_state(model, optimiser), mesh)
+    take_step, state = abe_cases.training(case.config(), mesh)
+    state = parallel.replicate(state, mesh)
     rows = {"image": case.images(), "label": case.labels()}
     batch = parallel.split_rows(rows, mesh)
 

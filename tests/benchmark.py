@@ -1,17 +1,13 @@
 """The scripts of benchmarks/, which are no package, as modules."""
 
-import importlib.util
+import importlib
 import sys
 
 from command_line import ROOT
 
+sys.path.append(str(ROOT / "benchmarks"))  # they import each other
+
 
 def load(name):
     """The module of `benchmarks/NAME.py`."""
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)

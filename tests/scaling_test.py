@@ -1,5 +1,6 @@
 """The formulas behind docs/scaling.md."""
 
+import json
 import math
 
 import jax
@@ -38,6 +39,28 @@ def test_the_page_of_measurements_holds_what_the_script_prints():
     text = (ROOT / "docs" / "performance.md").read_text()
     assert text.endswith(history.page())
     assert len(text.splitlines()) - len(history.read()) < 80  # a page, and one table
+
+
+def test_the_compiled_steps_are_the_committed_lines():
+    text = (ROOT / "benchmarks" / "tpu_compile.jsonl").read_text()
+    lines = list(map(json.loads, text.splitlines()))
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    table = page[page.index("| program | images |") :].split("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        program, images, memory, arithmetic, moved, main, *_ = row[2:].split(" | ")
+        (line,) = (
+            line
+            for line in lines
+            if line["commit"] in program.replace("*", "").split(", ")
+            and program.replace("*", "").startswith(line["dtype"])
+            and (line["program"], line["images a device"]) == ("step", int(images))
+        )
+        assert memory == f"{line['GiB']:.1f} GiB"
+        assert main == f"{line['GB of main memory']:.1f} GB"
+        if "in turn" not in program:  # where XLA counts a loop's body once
+            three_digits = float(format(line["GFLOP"], ".3g"))
+            assert arithmetic == f"{three_digits:,.0f} GFLOP"
+            assert moved == f"{line['GB']:.1f} GB"
 
 
 def test_the_newest_of_each_benchmark_counts():
