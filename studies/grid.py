@@ -104,8 +104,8 @@ ROWS: dict[str, Row] = {
     **{f"abe-{m}": Row({"model.num_learners": m}) for m in (1, 2, 8)},
     **{f"{m}-heads": Row({**_HEADS, "model.num_learners": m}) for m in (2, 4, 8)},
     "4-heads, L_div": Row({**_HEADS, "loss.divergence_weight": 1.0}),
-    # The honest peer: at about ABE-4's multiply-adds (4.46 against 3 x 1.58), and at
-    # about its training time on a CPU.
+    # The honest peer: at somewhat more than ABE-4's multiply-adds (2.5 of one head's on
+    # birds, 2.7 on emoji64), and at about its training time on a CPU.
     **{f"{n} x 1-head": Row({"model.name": "one_head"}, members=n) for n in (3, 2)},
     # Its figure 7.
     **{f"lambda {x:g}": Row({"loss.divergence_weight": x}) for x in (0.0, 0.1, 8, 64)},
