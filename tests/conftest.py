@@ -7,8 +7,8 @@ import shutil
 import signal
 import tempfile
 
-# Processes of pytest-xdist ignore Ctrl-C, those under nohup a lost connection, and what a
-# test starts would inherit that.
+# Processes of pytest-xdist ignore Ctrl-C, those under nohup a lost connection, and what
+# a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
