@@ -7,7 +7,7 @@ from collections.abc import Mapping
 Path = tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity
 class Naming:
     """How a file of a published network names its tensors.
 

@@ -13,6 +13,7 @@ not finite. Classifiers are left out. No code of a file is run (see `weight_file
 
 import collections
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -213,6 +214,7 @@ def _require_same(
         )
 
 
+@functools.cache
 def _variables(trunk: Trunk) -> dict[Path, Any]:
     """Shape and dtype of every variable of a trunk's layers."""
     whole = nnx.eval_shape(lambda: trunk.section(trunk.stages, rngs=nnx.Rngs(0)))
