@@ -95,7 +95,8 @@ _BLOCKS = tuple(f"block{i}" for i in range(1, _DEPTH + 1))
 def _published(
     name: str, preprocessing: Preprocessing, *architectures: str, **fields: Any
 ) -> ViTForm:
-    naming = vit_weights.naming(name, *(architectures or (name,)))
+    network = name.removesuffix("_dino")  # its files differ in no name
+    naming = vit_weights.naming(network, *(architectures or (name,)))
     return ViTForm(name, preprocessing, (naming,), **fields)
 
 

@@ -162,7 +162,7 @@ def _naming_of(
     most = max(map(known, choices))
     if not most:
         example = f", such as {next(iter(tensors))!r}" if tensors else ""
-        networks = " or ".join(naming.network for _, naming in choices)
+        networks = " or ".join(dict.fromkeys(n.network for _, n in choices))
         raise UserError(
             f"{path} holds no known network: none of its {len(tensors)} tensors"
             f"{example} is named as in {networks}."
