@@ -50,7 +50,10 @@ def test_lines_that_json_appends_are_rows_of_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(abe_cases.side_by_side, "matrix_rate", lambda dtype: 1.0)
     monkeypatch.setattr(abe_cases.Case, "operations", lambda case: 1.0)
     monkeypatch.setattr(history, "_FILE", path)
-    nothing = lambda case: lambda count: None  # noqa: E731
+
+    def nothing(case):
+        return lambda count: None
+
     for _ in range(2):
         abe_cases.main("", ours=nothing, peer=nothing, passes=3)
     (line,) = history.newest(history.read())

@@ -92,18 +92,11 @@ class ViTForm(Trunk):
 _BLOCKS = tuple(f"block{i}" for i in range(1, _DEPTH + 1))
 
 
-def _published(
-    name: str, preprocessing: Preprocessing, *architectures: str, **fields: Any
-) -> ViTForm:
-    network = name.removesuffix("_dino")  # its files differ in no name
-    naming = vit_weights.naming(network, *(architectures or (name,)))
-    return ViTForm(name, preprocessing, (naming,), **fields)
-
-
 def _dinov2(name: str, num_heads: int) -> ViTForm:
-    return _published(
+    return ViTForm(
         name,
         Preprocessing(IMAGENET_MEAN, IMAGENET_STD, False, multiple_of=14),
+        (vit_weights.naming(name, name),),
         patch_size=14,
         grid=37,
         num_heads=num_heads,
@@ -119,10 +112,11 @@ def _patch16(size: str, num_heads: int) -> tuple[ViTForm, ViTForm]:
     name, timm = f"vit_{size}_patch16", f"vit_{size}_patch16_224"
     google = Preprocessing((127.5, 127.5, 127.5), 127.5, False, multiple_of=16)
     imagenet = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, False, multiple_of=16)
-    deit = timm.replace("vit", "deit")
+    of_google = vit_weights.naming(name, timm)
+    of_dino = vit_weights.naming(name, timm, timm.replace("vit", "deit"))
     return (
-        _published(name, google, timm, num_heads=num_heads),
-        _published(f"{name}_dino", imagenet, timm, deit, num_heads=num_heads),
+        ViTForm(name, google, (of_google,), num_heads=num_heads),
+        ViTForm(f"{name}_dino", imagenet, (of_dino,), num_heads=num_heads),
     )
 
 

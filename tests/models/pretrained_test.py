@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
+from models.conftest import one_head
 
 from abe_jax import models, pretrained
 from abe_jax.errors import UserError
@@ -200,7 +201,7 @@ def test_initialize(name, form, weights, load, caplog, monkeypatch):
 def test_the_other_variant(monkeypatch):
     monkeypatch.setattr(weights_module, "read", lambda *_: (googlenet.TORCHVISION, {}))
     with pytest.raises(UserError, match="--config.model.trunk=googlenet_bn"):
-        pretrained.initialize(_one_head("googlenet"), "file")
+        pretrained.initialize(one_head("googlenet"), "file")
 
 
 @pytest.mark.parametrize("form", [googlenet.TORCHVISION], indirect=True)
@@ -208,15 +209,9 @@ def test_another_width(form, weights, load, monkeypatch):
     source = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(load(weights))))
     source = {path[1:]: value for path, value in source.items()}
     monkeypatch.setattr(weights_module, "read", lambda *_: (form, source))
-    model = _one_head(dataclasses.replace(form, width=0.5))
+    model = one_head(dataclasses.replace(form, width=0.5))
     with pytest.raises(UserError, match="another width than 1: .* not "):
         pretrained.initialize(model, "file")
-
-
-def _one_head(trunk):
-    return nnx.eval_shape(
-        lambda: models.OneHead(embedding_dim=8, trunk=trunk, rngs=nnx.Rngs(0))
-    )
 
 
 def test_files_that_are_not_there_or_not_read(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from models.conftest import one_head
 
 from abe_jax import models, optimizer, parallel, pretrained, train_step
 from abe_jax.errors import UserError
@@ -311,7 +312,7 @@ def test_a_file_is_that_of_its_trunk(trunk, file):
 )
 def test_files_that_do_not_fit(trunk, of, changes, message, file):
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        pretrained.initialize(_one_head(trunk), file(of, **changes))
+        pretrained.initialize(one_head(trunk), file(of, **changes))
     assert "\n" not in str(error.value)
 
 
@@ -353,9 +354,3 @@ def test_a_file_is_that_of_the_trunk_that_the_model_has(file):
     path = file("vit_small_patch16")
     assert weights.read(path)[0].name == "vit_small_patch16"
     assert weights.read(path, "vit_small_patch16_dino")[0].name.endswith("_dino")
-
-
-def _one_head(trunk):
-    return nnx.eval_shape(
-        lambda: models.OneHead(embedding_dim=8, trunk=trunk, rngs=nnx.Rngs(0))
-    )
