@@ -97,11 +97,12 @@ def multiply_adds(jaxpr: Any) -> int:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program that hold no program themselves."""
+    """All equations that hold no program themselves; a scan's once for each trip."""
     for equation in jaxpr.eqns:
         values = (getattr(v, "jaxpr", v) for v in equation.params.values())
         inner = [value for value in values if hasattr(value, "eqns")]
-        for program in inner:
+        trips = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for program in trips * inner:
             yield from equations(program)
         if not inner:
             yield equation
