@@ -31,6 +31,11 @@ echo "${PWD##*/}: $*" >>"$HOME/calls"
 [[ ! ${FAIL_AT-} || $* != *"$FAIL_AT"* ]] || { echo 'no such package' >&2; exit 9; }
 """
 
+# A run that is going on after one second, in place of five, is taken to go on.
+TIMEOUT = """#!/usr/bin/env bash
+exec "$REAL_TIMEOUT" "${1/#5/1}" "${@:2}"
+"""
+
 
 class Vm:
     """A TPU VM on which a run of the clone's stand-in waits until it is stopped."""
@@ -82,8 +87,10 @@ def vm(environment, tmp_path) -> Iterator[Vm]:
     shutil.copytree(ROOT / "launch", tmp_path / "clone/launch")
     executable(tmp_path / "bin/gcloud", GCLOUD)
     executable(tmp_path / "bin/python3", PYTHON3)
+    executable(tmp_path / "bin/timeout", TIMEOUT)
     home = tmp_path / "home"
     env = {**environment, "HOME": str(home), "ROLES": "wait"}
+    env["REAL_TIMEOUT"] = str(shutil.which("timeout"))
     env["PATH"] = f"{tmp_path}/bin:{env['PATH']}"
     vm = Vm(tmp_path / "clone", home, env)
     executable(vm.python, Path(environment["PYTHON"]).read_text())
@@ -125,7 +132,7 @@ def test_stop_without_a_run_says_so_and_is_no_failure(vm):
 
 def test_stop_given_twice_signals_once(vm):
     """As gcloud does when the connection breaks; a second signal ends a save."""
-    vm.start(SAVE_SECONDS="5")
+    vm.start(SAVE_SECONDS="2")
     with subprocess.Popen(
         vm.command("stop"), env=vm.env, stderr=subprocess.DEVNULL
     ) as first:
