@@ -16,6 +16,7 @@ COLLECTIVES = (
 )
 # What moves nothing by itself.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all")
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\](\{[^}]*\})?")
@@ -55,6 +56,7 @@ class _Array:
     shape: str
     size: int
     in_main_memory: bool
+    is_row: bool  # of an array with a row a trip
 
 
 def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
@@ -121,7 +123,7 @@ def _instructions(
             op=op,
             shapes=tuple(array.shape for array in arrays),
             size=sum(array.size for array in results),
-            moved=trips * _moved(op, operands, results),
+            moved=0 if _ALLOCATES in line else trips * _moved(op, operands, results),
             where=frames.get(frame[1], "") if frame else "",
             scope=scope[1] if scope else "",
             chain=chain[1] if chain else found["name"],
@@ -158,10 +160,10 @@ def _arrays(shape: str, trips: int) -> list[_Array]:
     for dtype, dims, layout in _SHAPE.findall(shape):
         if dtype in _BYTES:
             sides = [int(n) for n in dims.split(",") if n]
-            count = math.prod(sides[1:] if sides[:1] == [trips] else sides)
-            arrays.append(
-                _Array(f"{dtype}[{dims}]", _BYTES[dtype] * count, "S(" not in layout)
-            )
+            is_row = trips > 1 and sides[:1] == [trips]
+            size = _BYTES[dtype] * math.prod(sides[1:] if is_row else sides)
+            place = "S(" not in layout, is_row
+            arrays.append(_Array(f"{dtype}[{dims}]", size, *place))
     return arrays
 
 
@@ -179,7 +181,10 @@ def _moved(op: str, operands: list[_Array], results: list[_Array]) -> int:
     written = sum(array.size for array in results if array.in_main_memory)
     if op == "slice-start":  # reads what it gives, not all it could
         return written + sum(r.size for r in results if operands[0].in_main_memory)
-    return written + sum(array.size for array in operands if array.in_main_memory)
+    # A trip's row is written in place: the others are not read.
+    filled = [result.shape for result in results if result.is_row]
+    read = (o for o in operands if not (o.is_row and o.shape in filled))
+    return written + sum(array.size for array in read if array.in_main_memory)
 
 
 def _frames(text: str) -> dict[str, str]:

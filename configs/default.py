@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
     # Backward, compute blocks again instead of keeping what lies in them
     # (ours): less memory, more time; docs/performance.md has both.
     model.rematerialize = False
-    # Run G for one learner after another, and most of it again backward (ours): for
-    # TPUs, whose chips hold the maps of one; docs/scaling.md has both.
+    # Run G for one learner after another, and again backward (ours): for TPUs, whose
+    # chips hold the maps of one; docs/scaling.md has both.
     model.learners_in_turn = False
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 

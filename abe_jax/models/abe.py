@@ -8,7 +8,6 @@ S, G and the attention's common part are shared by the learners; each learner ow
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +101,7 @@ class ABE(Embedder):
             copies; by default the paper's number.
           attention_spread: the masks' layer starts so many times as wide as Glorot's.
           learners_in_turn: G sees one learner's maps at a time, and computes them again
-            backward but for its larger convolutions; else those of all at once.
+            backward; else those of all at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
 
         Raises:
@@ -145,8 +144,7 @@ class ABE(Embedder):
         learn = partial(self._learn, features)
         with jax.named_scope("learners"):
             if self.learners_in_turn:
-                learn = jax.checkpoint(learn, policy=_worth_keeping)
-                by_learner = jax.lax.map(learn, masks[:, None])[:, 0]
+                by_learner = jax.lax.map(jax.checkpoint(learn), masks[:, None])[:, 0]
             else:
                 by_learner = learn(masks)
         return unit_length(jnp.moveaxis(by_learner, 0, 1))
@@ -156,18 +154,6 @@ class ABE(Embedder):
         seen = masked(features, masks)
         embeddings = at_least_float32(self.head(self.global_features(seen)))
         return embeddings.reshape(*masks.shape[:2], -1)
-
-
-def _worth_keeping(primitive: Any, *operands: Any, **params: Any) -> bool:
-    """Whether an operation's result is kept for the gradient, with learners in turn.
-
-    Convolutions of several positions take thousands of operations for a value, longer
-    than a TPU takes to write and read it; what is between them takes less.
-    """
-    if primitive is not jax.lax.conv_general_dilated_p:
-        return False
-    positions = params["dimension_numbers"].rhs_spec[2:]
-    return any(operands[1].shape[axis] > 1 for axis in positions)
 
 
 def require_turns(trunk: Trunk) -> None:

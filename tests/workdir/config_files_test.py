@@ -58,7 +58,8 @@ def test_own_configs_start_from_the_packages(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout == "5 1600\n", done.stderr
+    steps = quickstart.get_config().train.steps
+    assert done.stdout == f"5 {steps}\n", done.stderr
 
 
 def left_by(config, workdir):
