@@ -212,6 +212,29 @@ def _damaged_boxes(root):
     _edit(path, lambda lines: [*lines, "img/1.jpg 3 5\n"])
 
 
+def _cut_boxes(root):
+    path = next(p for p in root.rglob("*.txt") if "box" in p.name)
+    _edit(path, lambda lines: lines[:-20])
+
+
+def _boxes_of_nan(root):
+    path = root / "CUB_200_2011" / "bounding_boxes.txt"
+    _edit(path, lambda lines: [*lines[:-1], "67 nan 2 3 4\n"])
+
+
+def _row_without_a_box(root):
+    def change(lines):
+        name, *_, class_id = lines[0].split(",")
+        return [f"{name},{class_id}", *lines[1:]]
+
+    _edit(root / "anno_test.csv", change)
+
+
+def _in_two_classes(root):
+    first, second, *_ = sorted((root / "car_data" / "car_data" / "train").iterdir())
+    shutil.copy(_first(first), second)
+
+
 def _mat_that_ends_its_reader(root):
     """SciPy's reader ends its process at this one byte."""
     path = root / "devkit" / "cars_meta.mat"
@@ -246,6 +269,8 @@ def _damaged_line(root):
         ("cub200", _classification_half_of_cub, "classification split .train_test"),
         ("cub200", _two_copies, "holds CUB-200-2011 2 times"),
         ("cub200", _empty_annotations, "images.txt in .* is empty; take the original"),
+        ("cub200", _cut_boxes, "47 of 67 images have a box in bounding_boxes.txt, the"),
+        ("cub200", _boxes_of_nan, "bounding_boxes.txt: 'nan' is no finite number"),
         ("cub200", _damaged_line, "line 68 of .*images.txt has 1 columns, expected 2"),
         ("sop", _shift_sop, "go from 0 to 14.*shifted by one"),
         ("sop", _train_as_test_sop, "Ebay_test.txt offers training images as test"),
@@ -264,6 +289,8 @@ def _damaged_line(root):
         ("cars196 form A", _truncated_mat, "is not the MATLAB file that Cars-196 has"),
         ("cars196 form A", _content_of_form_b, "has no field 'relative_im_path'"),
         ("cars196 by class", _shift_rows_of_csv, "labels are shifted against the fold"),
+        ("cars196 by class", _row_without_a_box, "66 of 67 images have a box in anno_"),
+        ("cars196 by class", _in_two_classes, "'train/00001.jpg' is there twice, as "),
         ("cars196 by class", _no_csv, "neither anno_train.csv nor anno_test.csv"),
         ("cars196 parquet", _one_parquet_half, "only the train part of the classif"),
         ("inshop", _shift_inshop, "labels are shifted against the images"),
@@ -272,6 +299,7 @@ def _damaged_line(root):
         ("inshop", _empty_partition, "list_eval_partition.txt in .* is empty"),
         ("sop", _header_only, "Ebay_test.txt in .* has a header only"),
         ("inshop", _damaged_boxes, "list_bbox_inshop.txt has a line without four corn"),
+        ("inshop", _cut_boxes, "48 of 68 images have a box in list_bbox_inshop.txt"),
         ("inshop", _no_images, "but not its images, such as 'img/WOMEN"),
     ],
 )

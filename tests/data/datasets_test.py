@@ -117,7 +117,8 @@ def test_split_is_by_official_ids(dataset, tmp_path):
 )
 def test_boxes_are_read(layout, tmp_path):
     dataset, write, _ = fake.LAYOUTS[layout]
-    write(tmp_path, fake.SMALL[dataset], fake.no_image)
+    source = tmp_path / "img_highres_too"  # of which a folder's own name says nothing
+    write(source, fake.SMALL[dataset], fake.no_image)
     listing = read(dataset, tmp_path, tmp_path / "scratch")
     assert {record.box for record in listing.records} == {fake.BOX}
 

@@ -28,10 +28,12 @@ from abe_jax.data.datasets.listing import (
     Record,
     as_id,
     as_number,
+    check_boxes,
     check_counts,
     check_files,
     check_ids,
     make_listing,
+    refuse_twice,
     role_of,
 )
 from abe_jax.data.datasets.tree import Tree, parent
@@ -126,11 +128,7 @@ def _form_b(tree: Tree, images: Sequence[str], expected: Expected) -> Listing:
         match = _NUMBERED.search(path)
         assert match is not None
         name = f"{match[1]}/{match[2]}"
-        if name in paths:
-            raise UserError(
-                f"{name!r} is there twice, as {paths[name]!r} and {path!r}; give one "
-                "copy of the data set as --source."
-            )
+        refuse_twice(name, paths, path)
         paths[name] = path
     _refuse_copies(tree, paths)
     records = []
@@ -182,7 +180,9 @@ def _by_class(tree: Tree, csv_files: Sequence[str], expected: Expected) -> Listi
     by_name: dict[str, str] = {}
     for path in tree.images():
         if match := _BY_CLASS.search(path):
-            by_name[f"{match[1]}/{match[3]}"] = path
+            name = f"{match[1]}/{match[3]}"
+            refuse_twice(name, by_name, path)
+            by_name[name] = path
     names = _class_names(tree)
     records = []
     for half in ("train", "test"):
@@ -205,6 +205,8 @@ def _by_class(tree: Tree, csv_files: Sequence[str], expected: Expected) -> Listi
         present = [p for p in by_name if p.startswith(half + "/")]
         check_files([r.name for r in listed], present, annotation, half + "/")
         records += listed
+    boxed = [r.name for r in records if r.box]
+    check_boxes(boxed, [r.name for r in records], "anno_train.csv and anno_test.csv")
     layout = "class folders and CSV files of the classification split merged"
     return _finish(records, names, layout, expected)
 

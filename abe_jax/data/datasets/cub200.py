@@ -19,10 +19,12 @@ from abe_jax.data.datasets.listing import (
     Record,
     as_id,
     as_number,
+    check_boxes,
     check_counts,
     check_files,
     check_ids,
     make_listing,
+    refuse_twice,
     role_of,
 )
 from abe_jax.data.datasets.tree import Tree
@@ -75,6 +77,7 @@ def _official(tree: Tree, base: str, expected: Expected) -> Listing:
     present = [p.removeprefix(folder) for p in tree.images(folder)]
     check_files(list(names.values()), present, "images.txt", folder)
     boxes = _boxes(tree, base + "bounding_boxes.txt")
+    check_boxes(boxes, names, "bounding_boxes.txt")
     records = [
         Record(
             path=tree.files[folder + name],
@@ -116,7 +119,8 @@ def _cause(tree: Tree, base: str, count: int) -> str:
 
 
 def _images_only(tree: Tree, expected: Expected) -> Listing:
-    found: dict[str, tuple[str, int]] = {}  # name -> path, class
+    found: dict[str, str] = {}
+    records = []
     class_names: dict[str, str] = {}
     halves = set()
     for path in tree.images():
@@ -126,24 +130,19 @@ def _images_only(tree: Tree, expected: Expected) -> Listing:
         if len(folders) > 1 and folders[-2] in ("train", "test"):
             halves.add(folders[-2])
         name = f"images/{folders[-1]}/{file}"
-        if name in found:
-            raise UserError(
-                f"{name!r} is there twice, as {found[name][0]!r} and {path!r}; give "
-                "one copy of the data set as --source."
-            )
-        found[name] = (path, int(match[1]))
-        class_names[str(int(match[1]))] = folders[-1]
-    if not found:
+        refuse_twice(name, found, path)
+        found[name] = path
+        number = int(match[1])
+        role = role_of(number, expected)
+        records.append(Record(tree.files[path], name, str(number), role))
+        class_names[str(number)] = folders[-1]
+    if not records:
         raise UserError(
             f"{tree.root} holds no CUB-200-2011: neither images.txt beside "
             "image_class_labels.txt nor class folders such as "
             "001.Black_footed_Albatross."
         )
-    check_ids({number for _, number in found.values()}, expected, "the folder names")
-    records = [
-        Record(tree.files[path], name, str(number), role_of(number, expected))
-        for name, (path, number) in found.items()
-    ]
+    check_ids({int(r.class_id) for r in records}, expected, "the folder names")
     cause = "this is CUB-200 of 2010, not CUB-200-2011, or files are missing"
     if len(halves) == 1:
         cause = (

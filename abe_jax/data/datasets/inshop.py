@@ -19,6 +19,7 @@ from abe_jax.data.datasets.listing import (
     Listing,
     Record,
     as_number,
+    check_boxes,
     check_counts,
     check_disjoint,
     check_files,
@@ -28,6 +29,7 @@ from abe_jax.data.datasets.tree import Tree, parent
 from abe_jax.errors import UserError
 
 _PARTITION = "list_eval_partition.txt"
+_BOXES = "list_bbox_inshop.txt"
 _ITEM = re.compile(r"id_\d{8}")
 
 
@@ -70,7 +72,8 @@ def read(tree: Tree, expected: Expected) -> Listing:
     folder, layout = _image_folder(tree, partition, rows[0][0])
     present = ["img/" + p.removeprefix(folder) for p in tree.images(folder)]
     check_files([row[0] for row in rows], present, _PARTITION, folder)
-    boxes = {} if "highres" in folder else _boxes(tree)
+    boxes = {} if folder.endswith("img_highres/") else _boxes(tree)
+    check_boxes(boxes, [row[0] for row in rows], _BOXES)
     records = [
         Record(
             path=tree.files[folder + name.removeprefix("img/")],
@@ -119,7 +122,7 @@ def _image_folder(tree: Tree, partition: str, first: str) -> tuple[str, str]:
 
 def _boxes(tree: Tree) -> dict[str, Box]:
     """Left, top, right, bottom by image name, from the last four columns."""
-    found = tree.find("list_bbox_inshop.txt")
+    found = tree.find(_BOXES)
     boxes = {}
     for line in tree.lines(found[0])[2:] if found else ():
         name, *cells = line.split()

@@ -5,7 +5,9 @@ reader finds out which layout they form and what each image is (`Listing`), and
 `check_counts` holds the numbers against the official ones. No image is opened.
 """
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from abe_jax.data.prepared import ROLES
@@ -56,15 +58,15 @@ class Listing:
 
 
 def as_number(text: str, what: str) -> float:
-    """A number from a text file.
+    """A finite number from a text file.
 
     Raises:
       UserError: it is none; `what` says where.
     """
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"{what}: {text!r} is no number.") from error
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise UserError(f"{what}: {text!r} is no finite number.")
 
 
 def as_id(text: str, what: str) -> int:
@@ -139,6 +141,46 @@ def check_files(
         raise UserError(
             f"{len(extra)} image(s) in {folder} are not listed in {annotation}, the "
             f"first is {extra[0]!r}: files were added or data sets mixed; remove them."
+        )
+
+
+def check_boxes(
+    boxed: Collection[str], listed: Collection[str], annotation: str
+) -> None:
+    """Refuses boxes of some images only: the others would be taken whole.
+
+    Args:
+      boxed: what the images that have one are listed by.
+      listed: what all images are listed by.
+      annotation: where the boxes are, in words.
+
+    Raises:
+      UserError: there are boxes, and a listed image has none.
+    """
+    missing = len(set(listed) - set(boxed))
+    if boxed and missing:
+        raise UserError(
+            f"{len(listed) - missing:,} of {len(listed):,} images have a box in "
+            f"{annotation}, the others none: a file is cut short or changed; take the "
+            "original one."
+        )
+
+
+def refuse_twice(name: str, found: Mapping[str, str], path: str) -> None:
+    """Refuses a second image of a name.
+
+    Args:
+      name: of the image, as the annotations have it.
+      found: name -> relative path of each image so far.
+      path: relative path of this one.
+
+    Raises:
+      UserError: the name was found before.
+    """
+    if name in found:
+        raise UserError(
+            f"{name!r} is there twice, as {found[name]!r} and {path!r}; remove one of "
+            "them, or give one copy of the data set as --source."
         )
 
 
