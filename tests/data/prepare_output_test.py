@@ -1,20 +1,19 @@
 """Where `prepare` writes: nothing of a user's is deleted, nothing stale believed."""
 
 import os
-import pathlib
 import shutil
 
 import fake_datasets as fake
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from abe_jax import data
 from abe_jax.data import prepared
-from abe_jax.data.prepare import builders, command, output
+from abe_jax.data.prepare import builders, output
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
 from configs import default
@@ -26,74 +25,54 @@ NAMES = st.sampled_from(
         *("train", "a b", "neu\nzeile", "\udcff", "*", "[a]", "..ferns", "lock"),
     ]
 )
-# Where the images are, and where they are to go, below one folder.
-PLACES = st.sampled_from([".", "d", "d/image_folder", "d/image_folder/1.0.0", "e/d"])
+# Where the images are, and where they are to go, below one folder: mostly apart.
+SOURCES = st.sampled_from(["d", "d/image_folder", "d/image_folder/1.0.0", "e/d", "."])
+DATA_DIRS = st.sampled_from(["f", "f/d", "e", "e/f", "d", "d/image_folder"])
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """Encodes and stores nothing, so that a hundred layouts take no time."""
+def test_nothing_of_a_users_is_ever_deleted(tmp_path_factory, monkeypatch):
+    fake.store_nothing(monkeypatch)
+    ended = {"prepared": 0, "refused": 0}
 
-    class Builder:
-        bad, copies, digests = (), 0, {}
-
-        def __init__(self, dataset, *, data_dir, **_):
-            self.folder = pathlib.Path(data_dir) / dataset.name / prepared.VERSION
-
-        def download_and_prepare(self, *, download_dir):
-            pathlib.Path(download_dir).mkdir(parents=True)
-            self.folder.mkdir(parents=True)
-            (self.folder / prepared.INDEX_FILE).touch()
-
-    monkeypatch.setattr(builders, "RetrievalBuilder", Builder)
-    monkeypatch.setattr(command, "_summary", str)
-
-
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    names=st.lists(NAMES, min_size=2, max_size=5, unique=True),
-    source=PLACES,
-    data_dir=PLACES,
-    others=st.dictionaries(
-        st.sampled_from(
-            [
-                *(".lock", "incomplete/x", "unfinished.abe_jax/x", "1.0.0/x", "x"),
-                *("unpacked.incomplete/x", "downloads/x", "incomplete.1_1.0.0/x"),
-            ]
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(
+        names=st.lists(NAMES, min_size=2, max_size=5, unique=True),
+        source=SOURCES,
+        data_dir=DATA_DIRS,
+        others=st.dictionaries(
+            st.sampled_from(
+                [
+                    *(".lock", "incomplete/x", "unfinished.abe_jax/x", "1.0.0/x", "x"),
+                    *("unpacked.incomplete/x", "downloads/x", "incomplete.1_1.0.0/x"),
+                ]
+            ),
+            st.binary(max_size=3),
+            max_size=2,
         ),
-        st.binary(max_size=3),
-    ),
-    again=st.booleans(),
-)
-def test_nothing_of_a_users_is_ever_deleted(
-    tmp_path_factory, at_once, names, source, data_dir, others, again
-):
-    root = tmp_path_factory.mktemp("disk")
-    for number, name in enumerate(names):
-        folder = root / source / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.jpg").write_bytes(b"image")
-    for name, content in others.items():
-        path = root / data_dir / "image_folder" / name
-        if not path.exists() and path.parent not in path.parents[0].parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    before = fake.contents(root)
-    for _ in range(1 + again):
-        try:
-            prepare("image_folder", root / source, root / data_dir)
-        except UserError:
+        again=st.booleans(),
+    )
+    def prepared_or_refused(names, source, data_dir, others, again):
+        root = tmp_path_factory.mktemp("disk")
+        folder = root / data_dir / "image_folder"
+        for number, name in enumerate(names):
+            fake.write(root / source, f"{name}/{number}.jpg", b"image")
+        for name, content in others.items():
+            fake.write(folder, name, content)
+        before = fake.contents(root)
+        for _ in range(1 + again):
+            try:
+                prepare("image_folder", root / source, root / data_dir)
+                ended["prepared"] += 1
+            except UserError:
+                ended["refused"] += 1
             now = fake.contents(root)
-            if not (root / data_dir / "image_folder" / "1.0.0" / "index.npz").exists():
+            if not (folder / "1.0.0" / "index.npz").exists():
                 new = {p.name for p in now.keys() - before.keys()}
                 assert new <= {".lock"}  # beside what was there
-        now = fake.contents(root)
-        assert {path: now.get(path, "gone") for path in before} == before
+            assert {path: now.get(path, "gone") for path in before} == before
+
+    prepared_or_refused()
+    assert ended["prepared"] > ended["refused"] > 0, ended
 
 
 @pytest.mark.parametrize(
