@@ -305,7 +305,7 @@ def contents(folder):
 class NoBuilder:
     """Stores nothing, so that a hundred listings take no time; they must be clean."""
 
-    bad, copies, digests = (), 0, {}
+    bad, copies, digests, unusable_boxes = (), 0, {}, ()
 
     def __init__(self, dataset, *, listing, data_dir, **_):
         assert listing.records

@@ -62,7 +62,7 @@ class PreparedRecords:
           box_crop: whether only the bounding box of the object is taken.
 
         Raises:
-          UserError: there is no prepared data set, it is damaged, it has no boxes, or
+          UserError: there is no prepared data set, it is damaged, it lacks boxes, or
             `square` is unknown.
         """
         self.folder = pathlib.Path(folder)
@@ -82,6 +82,14 @@ class PreparedRecords:
             raise UserError(
                 f"data.box_crop: {self.folder} was prepared without bounding boxes; "
                 "prepare it again from the official files, or switch it off."
+            )
+        unusable = np.isnan(index["box"]).any(axis=1)
+        if box_crop and unusable.any():
+            raise UserError(
+                f"data.box_crop: {unusable.sum():,} images of {self.folder} have a box "
+                "that lies outside of them, or are turned by their EXIF tag, the first "
+                f"is {_texts(index['name'])[unusable.argmax()]!r}; correct them and prepare "
+                "it again, or switch it off."
             )
         self._boxes = index["box"] if box_crop else None
         self._checksums = index.get("checksum")  # earlier versions did not note them

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from abe_jax.data import prepared
+from abe_jax.data.prepare import builders
 from abe_jax.data.prepare.encoding import Storing
 from abe_jax.errors import UserError
 from abe_jax.prepare import prepare
@@ -72,6 +73,37 @@ def test_another_source_is_not_taken_for_prepared(change, message, tmp_path):
     with pytest.raises(UserError) as caught:
         prepared_twice(tmp_path, change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [_new_image, _image_of_the_same_size])
+def test_what_changes_while_images_are_encoded_is_not_taken_for_prepared(
+    change, tmp_path, monkeypatch
+):
+    photos = fake.class_folders(tmp_path / "photos")
+    encode_files = builders.encode_files
+
+    def encode_and_change(*args):
+        encoded = list(encode_files(*args))
+        change(photos)
+        yield from encoded
+
+    monkeypatch.setattr(builders, "encode_files", encode_and_change)
+    prepare("image_folder", photos, tmp_path / "data")
+    with pytest.raises(UserError, match="holds now: 1 (new, 'ash/2|changed, 'elm/1)"):
+        prepare("image_folder", photos, tmp_path / "data")
+
+
+def test_a_bad_file_that_was_left_out_and_is_mended_is_not_taken_for_prepared(tmp_path):
+    photos = fake.class_folders(tmp_path / "photos")
+    path = photos / "ash" / "0.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))  # as a download leaves it that was cut short
+    arguments = ("image_folder", photos, tmp_path / "data")
+    for beginning in ("layout: ", "already prepared"):
+        assert prepare(*arguments, skip_bad=True).startswith(beginning)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="holds now: 1 changed, 'ash/0.jpg'"):
+        prepare(*arguments, skip_bad=True)
 
 
 def test_another_quality_is_not_taken_for_prepared(tmp_path):

@@ -27,6 +27,26 @@ def config_of(data_dir, name, **fields):
     return config
 
 
+@pytest.mark.parametrize("kind", ["outside", "turned"])
+def test_a_box_of_no_use_costs_no_image(kind, tmp_path):
+    base = fake.cub200(tmp_path / "source", fake.SMALL["cub200"])
+    name = "images/003.Bird_3/Bird_0001.jpg"
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (20, 16)).save(base / name, exif=exif)
+    else:
+        lines = (base / "bounding_boxes.txt").read_text().splitlines()
+        lines[10] = "11 20 2 10 10"
+        fake.write_lines(base, "bounding_boxes.txt", lines)
+    text = prepare("cub200", base, tmp_path, expected=fake.SMALL["cub200"])
+    assert f"1 bounding boxes cannot be used, the first is that of {name};" in text
+    splits = data.create(config_of(tmp_path, "cub200"))
+    assert name in splits.train.names
+    with pytest.raises(UserError, match=f"box_crop: 1 images of .* is '{name}'; corre"):
+        data.create(config_of(tmp_path, "cub200", box_crop=True))
+
+
 def test_records_are_decoded_squares(data_dir):
     source = PreparedRecords(prepared.find(data_dir, "cub200"), 36)
     assert len(source) == 67 and source.labels.dtype == np.int32

@@ -9,6 +9,7 @@ The builder is not registered: TFDS has a `cars196` of its own.
 """
 
 import contextlib
+import math
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,11 +23,14 @@ from tensorflow_datasets.core import dataset_info
 from abe_jax.data import prepared
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Listing, Record
-from abe_jax.data.prepare.encoding import Encoded, Storing, encode_files
+from abe_jax.data.decoding import RelativeBox
+from abe_jax.data.prepare.encoding import WHOLE, Encoded, Storing, encode_files
 from abe_jax.data.prepared import INDEX_FILE, ROLES, VERSION
 from abe_jax.errors import UserError
 
 _RECORDS_A_SHARD = 4096
+# In place of a box, in the index.
+_UNUSABLE: RelativeBox = (math.nan, math.nan, math.nan, math.nan)
 
 
 class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -36,7 +40,10 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       bad: name and reason of each image that could not be stored, once it was run.
       copies: number of files outside of the training split that are equal to one in
         it, once it was run.
-      digests: digest of each file that was stored, by its path, once it was run.
+      digests: digest of each file that was stored, by its path, and None of each that
+        could not be, once it was run.
+      unusable_boxes: names of the images that are stored without theirs, once it was
+        run.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -70,7 +77,8 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.name = dataset.name  # pyright: ignore[reportAttributeAccessIssue]
         self.bad: list[tuple[str, str]] = []
         self.copies = 0
-        self.digests: dict[str, bytes] = {}
+        self.digests: dict[str, bytes | None] = {}
+        self.unusable_boxes: list[str] = []
         self._dataset = dataset
         self._listing = listing
         self._storing = storing
@@ -132,8 +140,11 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self._progress(1)
             if isinstance(result, str):
                 self.bad.append((record.name, result))
+                self.digests[record.path] = None
                 continue
-            top, left, bottom, right = result.box
+            if result.box is None:
+                self.unusable_boxes.append(record.name)
+            top, left, bottom, right = result.box or WHOLE
             self._kept.append((record, Encoded(b"", result.box, result.digest)))
             self._checksums.append(zlib.crc32(result.jpeg))
             self.digests[record.path] = result.digest
@@ -253,7 +264,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             label=np.array([self._labels[r.class_id] for r in records], np.int32),
             role=np.array([ROLES.index(r.role) for r in records], np.uint8),
             checksum=np.array(self._checksums, np.uint32),
-            box=np.array([e.box for _, e in self._kept], np.float32),
+            box=np.array([e.box or _UNUSABLE for _, e in self._kept], np.float32),
             name=_lines([r.name for r in records]),
             class_id=_lines(list(self._listing.class_names)),
             class_name=_lines(list(self._listing.class_names.values())),

@@ -124,6 +124,7 @@ def _write(
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(output.unfinished(folder))
         scratch = work / "unpacked"
+        seen = origin.look(source)
         listing = layouts.read(dataset, source, scratch, expected)
         bar = stack.enter_context(
             tqdm.tqdm(total=len(listing.records), unit=" images", desc=dataset.name)
@@ -146,7 +147,7 @@ def _write(
         if bad:
             text = "".join(f"{name}\t{reason}\n" for name, reason in bad)
             (made / "bad_files.txt").write_text(text)
-        origin.write(made, source, storing, builder.digests)
+        origin.write(made, seen, storing, builder.digests)
         output.move(made, final)
     lines = [f"layout: {listing.layout}", _summary(final)]
     lines += [f"left out: {name} ({reason})" for name, reason in bad]
@@ -154,6 +155,11 @@ def _write(
         lines.append(
             f"{builder.copies:,} images outside of the training part are copies of "
             "training images; they were kept."
+        )
+    if unusable := builder.unusable_boxes:
+        lines.append(
+            f"{len(unusable):,} bounding boxes cannot be used, the first is that of "
+            f"{printable(unusable[0])}; the images were kept, data.box_crop is refused."
         )
     return "\n".join([*lines, f"{time.perf_counter() - start:.0f} s"])
 

@@ -22,7 +22,7 @@ from abe_jax.errors import UserError
 MAX_PIXELS = 178_956_970
 MAX_SIDE = 65_500  # pixels, as stored; libjpeg's bound
 MIN_SIDE = 4  # pixels; a smaller one shows nothing, it is a placeholder
-_WHOLE: RelativeBox = (0.0, 0.0, 1.0, 1.0)
+WHOLE: RelativeBox = (0.0, 0.0, 1.0, 1.0)
 _CHUNK = 16  # files that a process gets at a time
 
 
@@ -48,12 +48,13 @@ class Encoded:
 
     Attributes:
       jpeg: contents of a JPEG file.
-      box: of the object; the whole image where there is none.
+      box: of the object; the whole image where the data set has none; None where it
+        has one that lies outside of the image, or the image is turned by its EXIF tag.
       digest: of the file it came from, 16 bytes.
     """
 
     jpeg: bytes
-    box: RelativeBox
+    box: RelativeBox | None
     digest: bytes
 
 
@@ -74,7 +75,7 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
       box: of the object, pixels of the image as it is in the file.
 
     Raises:
-      BadImage: empty, cut short, no image, too large, too small, or a box outside.
+      BadImage: empty, cut short, no image, too large, or too small.
     """
     if not data:
         raise BadImage("the file is empty")
@@ -94,7 +95,7 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
                 return Encoded(data, relative, _digest(data))
             rgb = to_rgb(image)
         if box is not None and not upright:
-            raise BadImage("it has a bounding box and is turned by its EXIF tag")
+            relative = None  # nobody knows whether it is of the image before or after
         if min(rgb.size) > wanted:
             scale = wanted / min(rgb.size)
             width, height = (max(wanted, round(side * scale)) for side in rgb.size)
@@ -189,19 +190,15 @@ def _check_size(size: tuple[int, int]) -> None:
         raise BadImage(f"{width:,} x {height:,} pixels, less than {MIN_SIDE} on a side")
 
 
-def _relative(box: Box | None, size: tuple[int, int]) -> RelativeBox:
-    """A box in pixels as shares of the image, cut off at its edges."""
+def _relative(box: Box | None, size: tuple[int, int]) -> RelativeBox | None:
+    """A box in pixels as shares of the image, cut off at its edges; see `Encoded`."""
     if box is None:
-        return _WHOLE
+        return WHOLE
     width, height = size
     left, right = (min(max(x / width, 0.0), 1.0) for x in (box[0], box[2]))
     top, bottom = (min(max(y / height, 0.0), 1.0) for y in (box[1], box[3]))
     if (right - left) * width < 1.0 or (bottom - top) * height < 1.0:
-        corners = ", ".join(f"{corner:g}" for corner in box)
-        raise BadImage(
-            f"its bounding box ({corners}) lies outside of its {width:,} x {height:,} "
-            "pixels"
-        )
+        return None
     return top, left, bottom, right
 
 

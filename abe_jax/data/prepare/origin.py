@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Mapping
 
 from abe_jax.data.datasets.tree import Tree
@@ -17,32 +18,51 @@ _UNREADABLE = -1  # in place of a size
 _QUICK = 64 * 2**20  # bytes; no annotations are larger, but films among photos are
 
 
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a source held before anything was made of it.
+
+    Attributes:
+      time: when that was, nanoseconds since the epoch.
+      files: relative path of each file, "" of an archive -> its path and its size.
+    """
+
+    time: int
+    files: dict[str, tuple[str, int]]
+
+
+def look(source: pathlib.Path) -> Seen:
+    """Lists a source, before it is read: what comes later is not in what was made."""
+    now = time.time_ns()
+    files = _files(source)
+    return Seen(now, {name: (path, _size(path)) for name, path in files.items()})
+
+
 def write(
     folder: pathlib.Path,
-    source: pathlib.Path,
+    seen: Seen,
     storing: Storing,
-    digests: Mapping[str, bytes],
+    digests: Mapping[str, bytes | None],
 ) -> None:
     """Notes the size and, where it is known or quickly made, the digest of each file.
 
     Args:
       folder: of the prepared data set.
-      source: the folder or archive that it was made from.
+      seen: what the source held that it was made from.
       storing: how images were stored.
-      digests: path of an image file -> its `digest`.
+      digests: path of an image file -> its `digest`; None where it was not stored.
     """
     files = {}
-    for name, path in _files(source).items():
+    for name, (path, size) in seen.files.items():
         known = digests.get(path)
-        try:
-            size = os.path.getsize(path)
-            if known is None and _is_digested(name, size):
+        if known is None and (path in digests or _is_digested(name, size)):
+            try:
                 known = digest(path)
-            files[name] = size, known.hex() if known else None
-        except OSError:  # a link to nothing, say: nothing was made of it
-            files[name] = _UNREADABLE, None
-    content = {"storing": dataclasses.asdict(storing), "files": files}
-    (folder / ORIGIN_FILE).write_text(json.dumps(content))
+            except OSError:  # a link to nothing, say: nothing was made of it
+                size = _UNREADABLE
+        files[name] = size, known.hex() if known else None
+    noted = {"storing": dataclasses.asdict(storing), "time": seen.time, "files": files}
+    (folder / ORIGIN_FILE).write_text(json.dumps(noted))
 
 
 def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -> None:
@@ -59,6 +79,8 @@ def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -
     try:
         noted = json.loads(path.read_text())
         there, files = Storing(**noted["storing"]), noted["files"]
+        # Earlier versions did not note it, and looked in the end.
+        looked = noted.get("time", path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot read {path}: {error}; delete {folder} and prepare it again."
@@ -68,7 +90,7 @@ def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -
             f"{folder} is prepared with {_words(there)}, not with {_words(storing)}; "
             "delete it or choose another --data_dir."
         )
-    found = _differences(files, _files(source), path.stat().st_mtime_ns)
+    found = _differences(files, _files(source), looked)
     if found:
         raise UserError(
             f"{folder} was not prepared from what {source} holds now: "
@@ -85,8 +107,15 @@ def digest(path: str) -> bytes:
     return made.digest()
 
 
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return _UNREADABLE
+
+
 def _is_digested(name: str, size: int) -> bool:
-    """Annotations, and an archive that is the source; no image that is not stored."""
+    """Annotations, and an archive that is the source; no image that is not listed."""
     return not name or size <= _QUICK and not name.lower().endswith(SUFFIXES)
 
 
