@@ -10,6 +10,7 @@ from PIL import Image
 
 from abe_jax import data
 from abe_jax.data.datasets.image_folder import ImageFolder
+from abe_jax.data.prepare import archives
 from abe_jax.errors import UserError
 from configs import default
 
@@ -30,12 +31,12 @@ def make_tree(root, classes, images_per_class=3, prefix=""):
     return root
 
 
-def make_zip(folder, path, before=""):
+def make_zip(folder, path, before="", separator="/"):
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*")):
             # By itself the archive would take a "./" away.
             info = zipfile.ZipInfo.from_file(file, file.relative_to(folder.parent))
-            info.filename = before + info.filename
+            info.filename = before + info.filename.replace("/", separator)
             archive.writestr(info, b"" if file.is_dir() else file.read_bytes())
     return path
 
@@ -46,13 +47,16 @@ def config_of(path, **fields):
     return config
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped zip", "dotted zip"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "zip", "wrapped zip", "dotted zip", "backslashed zip"]
+)
 def test_folder_and_zip_hold_the_same(tmp_path, kind):
     classes = ["oak", "ash", "elm", "fir"]
     inner = "trees" if kind == "wrapped zip" else ""
     folder = make_tree(tmp_path / "photos", classes, prefix=inner)
     before = "./" if kind == "dotted zip" else ""  # as some packers write
-    packed = make_zip(folder, tmp_path / "photos.zip", before)
+    separator = "\\" if kind == "backslashed zip" else "/"  # as some of Windows do
+    packed = make_zip(folder, tmp_path / "photos.zip", before, separator)
     source = ImageFolder(folder if kind == "folder" else packed, 8)
     assert source.class_names == ("ash", "elm", "fir", "oak")
     assert len(source) == 12
@@ -62,6 +66,10 @@ def test_folder_and_zip_hold_the_same(tmp_path, kind):
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again[11], source[11])
     assert source.count_copies(np.arange(6), np.arange(4, 12)) == 2
+    if kind != "folder":
+        archives.unpack(packed, tmp_path / "unpacked", skip_encrypted=False)
+        unpacked = ImageFolder(tmp_path / "unpacked", 8)
+        assert (unpacked.prefix, unpacked.names) == (source.prefix, source.names)
 
 
 def test_hidden_and_other_files_are_ignored(tmp_path):
@@ -129,6 +137,16 @@ def _loose(folder):
     (folder / "0.png").write_bytes(encoded(Image.new("RGB", (8, 8))))
 
 
+def _loose_beside_parts(folder):
+    for part in ("train", "test"):
+        make_tree(folder, ["ash", "oak"], prefix=part)
+    (folder / "0.png").write_bytes(encoded(Image.new("RGB", (8, 8))))
+
+
+def _loose_in_a_wrapper(folder):
+    _loose(folder / "trees")
+
+
 def _no_class_in_train(folder):
     make_tree(folder, ["train", "test"])
 
@@ -140,7 +158,9 @@ def _no_class_in_train(folder):
         (lambda folder: folder.mkdir(), "holds no images"),
         (lambda folder: make_tree(folder, ["ash"]), r"1 class\(es\); at least 2"),
         (_empty_class, "hold no image, the first is 'elm'"),
-        (_loose, "image.s. outside any folder"),
+        (_loose, "1 image.s. outside any folder, as '0.png'; expected one folder a"),
+        (_loose_beside_parts, "1 image.s. outside any folder, as '0.png'"),
+        (_loose_in_a_wrapper, "1 class.*; 'trees/0.png' lies beside folders that may"),
         (_no_class_in_train, "train/ and test/ must hold class folders"),
         (lambda folder: folder.write_text("text"), "neither a folder nor a zip file"),
     ],
@@ -179,7 +199,7 @@ def test_a_link_to_an_image_that_is_gone_is_told_when_it_is_read(tmp_path):
     (folder / "ash" / "9.png").symlink_to(tmp_path / "gone.png")
     source = ImageFolder(folder, 8)
     before = source.stamp
-    with pytest.raises(UserError, match="ash/9.png"):
+    with pytest.raises(UserError, match="ash/9.png.* Put a sound image of that name"):
         source[source.names.index("ash/9.png")]
     (tmp_path / "gone.png").write_bytes(encoded(Image.new("RGB", (8, 8))))
     assert source.stamp != before

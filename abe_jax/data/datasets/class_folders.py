@@ -66,15 +66,15 @@ def arrange(tree: Tree) -> Arrangement:
         for paths in (images, others, folders)
     )
     roles = _roles(images, folders, where)
-    images = [p for p in images if roles is None or p[0] in roles]
     depth = 1 if roles is None else 2
     _refuse_loose(images, others, depth, where)
+    images = [p for p in images if roles is None or p[0] in roles]
     _refuse_empty(images, others, folders, depth, roles, where)
     class_names = _in_order({p[depth - 1] for p in images})
     if len(class_names) < 2:
         raise UserError(
             f"{where} holds {len(class_names)} class(es); at least 2 are needed, one "
-            "folder each."
+            f"folder each{_beside_folders(prefix, images, depth)}."
         )
     _log_left_out(tree, [p for p in others if len(p) > depth])
     classes = [p[depth - 1] for p in images]
@@ -153,13 +153,24 @@ def _refuse_loose(
     loose = [p for p in images if len(p) <= depth]
     if images and not loose:
         return
-    found = f"{len(loose)} image(s) outside any folder" if loose else "no images"
+    found = "no images"
+    if loose:
+        found = f"{len(loose)} image(s) outside any folder, as {'/'.join(loose[0])!r}"
     if not images and others:
         found += f", but {count_suffixes(p[-1] for p in others)}"
     raise UserError(
         f"{where} holds {found}; expected one folder a class with images that end in "
         f"{', '.join(SUFFIXES)}."
     )
+
+
+def _beside_folders(prefix: str, images: Sequence[Parts], depth: int) -> str:
+    """Which image makes a class of the only folder, where its folders could be some."""
+    beside = [p for p in images if len(p) == depth + 1]
+    if not beside or len(beside) == len(images):
+        return ""
+    name = prefix + "/".join(beside[0])
+    return f"; {name!r} lies beside folders that may be meant: move it elsewhere"
 
 
 def _refuse_empty(

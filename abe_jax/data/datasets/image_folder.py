@@ -10,8 +10,6 @@ folders of network drives, and workdirs of runs are left out.
 
 import hashlib
 import os
-import pathlib
-import zipfile
 
 import numpy as np
 
@@ -19,7 +17,7 @@ from abe_jax.data.datasets import copies
 from abe_jax.data.datasets.class_folders import arrange
 from abe_jax.data.datasets.definition import DataSet
 from abe_jax.data.datasets.listing import Expected, Listing, Record
-from abe_jax.data.datasets.tree import Tree, local, member_path
+from abe_jax.data.datasets.tree import Tree, Zip, local
 from abe_jax.data.decoding import MAX_BYTES, decode, reason, require_known_square
 from abe_jax.data.prepared import ROLES
 from abe_jax.errors import UserError
@@ -66,7 +64,7 @@ class ImageFolder:
         found = arrange(tree)
         self.prefix, self.names, self.roles = found.prefix, found.names, found.roles
         self.labels, self.class_names = found.labels, found.class_names
-        self._zip: _Zip | None = None
+        self._zip: Zip | None = None
 
     @property
     def stamp(self) -> str:
@@ -94,7 +92,13 @@ class ImageFolder:
           UserError: the file cannot be read as an image.
         """
         name = f"{self.path}/{self.names[index]}"
-        return decode(self._read(index), self.size, name, square=self._square)
+        try:
+            return decode(self._read(index), self.size, name, square=self._square)
+        except UserError as error:  # a run knows its data by the names
+            raise UserError(
+                f"{error} Put a sound image of that name in its place to go on; "
+                "abe_jax.prepare finds all such files before a run (--skip_bad)."
+            ) from error
 
     def count_copies(self, some: np.ndarray, others: np.ndarray) -> int:
         """How many of the other images have the very bytes of one of some images.
@@ -109,7 +113,7 @@ class ImageFolder:
             return copies.count_copies(
                 [paths[i] for i in some], [paths[i] for i in others]
             )
-        with _Zip(self.path) as archive:
+        with Zip(self.path) as archive:
             members = archive.members
         keys = [(members[name].file_size, members[name].CRC) for name in names]
         known = {keys[i] for i in some}
@@ -121,7 +125,7 @@ class ImageFolder:
             if not self.path.is_file():
                 return (self.path / name).read_bytes()
             if self._zip is None:
-                self._zip = _Zip(self.path)
+                self._zip = Zip(self.path)
             member = self._zip.members[name]
             if member.file_size <= MAX_BYTES:
                 return self._zip.read(member)
@@ -134,14 +138,6 @@ class ImageFolder:
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_zip": None}  # an open file cannot be pickled
-
-
-class _Zip(zipfile.ZipFile):
-    """An open zip file, with its members by relative path."""
-
-    def __init__(self, path: pathlib.Path):
-        super().__init__(path)
-        self.members = {member_path(m.filename): m for m in self.infolist()}
 
 
 def _read(tree: Tree, expected: Expected) -> Listing:

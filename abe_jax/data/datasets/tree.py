@@ -24,6 +24,22 @@ SYSTEM_FOLDERS = frozenset(
 _OF_A_RUN = {"config.json", "checkpoints"}
 
 
+class Zip(zipfile.ZipFile):
+    r"""An open zip file; some packers write `\` between folders, against the standard.
+
+    Attributes:
+      members: those of the file by relative path; of two of one name the later.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        super().__init__(path)
+        members = self.infolist()
+        if not any("/" in member.filename for member in members):
+            for member in members:
+                member.filename = member.filename.replace("\\", "/")
+        self.members = {member_path(member.filename): member for member in members}
+
+
 class Tree:
     """The visible files below a folder, or in a zip file.
 
@@ -71,16 +87,15 @@ class Tree:
         """
         tree = cls(str(path))
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
+            with Zip(path) as archive:
+                members = archive.members
         # A damaged directory of members fails in many ways.
         except Exception as error:
             raise UserError(
                 f"{str(path)!r} is neither a folder nor a zip file that can be read "
                 f"({error})."
             ) from error
-        for member in members:
-            path = member_path(member)
+        for path, member in members.items():
             parts = path.split("/")
             system = next((n for n in parts if n in SYSTEM_FOLDERS), None)
             if not path or any(name.startswith(".") for name in parts):
@@ -90,8 +105,8 @@ class Tree:
                     "system folders"
                 )
                 continue
-            if not member.endswith("/"):
-                tree.files[path] = member
+            if not member.is_dir():
+                tree.files[path] = member.filename
                 del parts[-1]
             above = ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
             tree.folders.update(above)

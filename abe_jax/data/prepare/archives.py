@@ -7,10 +7,10 @@ import re
 import shutil
 import stat
 import tarfile
-import zipfile
 from collections.abc import Iterator
 
 from abe_jax.data.datasets.listing import PARQUET_LABELS
+from abe_jax.data.datasets.tree import Zip
 from abe_jax.data.decoding import reason
 from abe_jax.errors import UserError
 
@@ -71,7 +71,7 @@ def unpack(path: pathlib.Path, folder: pathlib.Path, *, skip_encrypted: bool) ->
 
 
 def _unpack_zip(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) -> None:
-    with zipfile.ZipFile(path) as archive:
+    with Zip(path) as archive:
         members = archive.infolist()
         if any(m.flag_bits & 1 for m in members):
             text = (
@@ -90,7 +90,7 @@ def _unpack_zip(path: pathlib.Path, folder: pathlib.Path, skip_encrypted: bool) 
             total += member.file_size
             _refuse_bomb(path, total, number)
         _require_room(total, folder, path)
-        archive.extractall(folder)
+        archive.extractall(folder, members)  # not by name: some are put right
 
 
 def _unpack_tar(path: pathlib.Path, folder: pathlib.Path) -> None:
