@@ -88,8 +88,8 @@ class PreparedRecords:
             raise UserError(
                 f"data.box_crop: {unusable.sum():,} images of {self.folder} have a box "
                 "that lies outside of them, or are turned by their EXIF tag, the first "
-                f"is {_texts(index['name'])[unusable.argmax()]!r}; correct them and prepare "
-                "it again, or switch it off."
+                f"is {_texts(index['name'])[unusable.argmax()]!r}; correct them and "
+                "prepare it again, or switch it off."
             )
         self._boxes = index["box"] if box_crop else None
         self._checksums = index.get("checksum")  # earlier versions did not note them

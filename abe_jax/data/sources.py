@@ -61,12 +61,15 @@ def _open_prepared(config, folder: pathlib.Path) -> PreparedRecords:
         )
     stored, wanted = records.stored_size, config.load_size
     if 0 < stored < wanted or (config.box_crop and stored == wanted):
+        what = "boxes of it" if config.box_crop else "images of it"
         _log.warning(
-            "%s is stored with a short side of %d, and %s enlarged to data.load_size = "
-            "%d; prepare it with a larger --size.",
+            "%s is stored with a short side of %d, and %s %s enlarged to "
+            "data.load_size = %d; prepare it with a larger --size.",
             folder,
             stored,
-            "boxes of it are" if config.box_crop else "it is",
+            what,
+            # Then it is the long side that becomes `load_size`.
+            "may be" if config.square == "pad" else "are",
             wanted,
         )
     return records

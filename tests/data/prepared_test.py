@@ -237,15 +237,17 @@ def test_evaluation_reads_each_image_once(hosts, data_dir):
     assert sorted(seen) == list(range(30))
 
 
-def test_images_stored_smaller_than_wanted_are_told(data_dir, caplog, tmp_path):
+@pytest.mark.parametrize(("square", "are"), [("centre", "are"), ("pad", "may be")])
+def test_images_stored_smaller_than_wanted_are_told(square, are, data_dir, caplog):
     with caplog.at_level(logging.WARNING):
-        data.create(config_of(data_dir, "cub200"))
+        data.create(config_of(data_dir, "cub200", square=square))
     assert not caplog.text
-    config = config_of(data_dir, "cub200")
+    config = config_of(data_dir, "cub200", square=square)
     config.load_size = 300
     with caplog.at_level(logging.WARNING):
         data.create(config)
-    assert "enlarged to data.load_size = 300; prepare it with a larger" in caplog.text
+    line = f"images of it {are} enlarged to data.load_size = 300; prepare it with a lar"
+    assert line in caplog.text
     caplog.clear()
     config.load_size = 256
     with caplog.at_level(logging.WARNING):
@@ -254,7 +256,7 @@ def test_images_stored_smaller_than_wanted_are_told(data_dir, caplog, tmp_path):
     config.box_crop = True
     with caplog.at_level(logging.WARNING):
         data.create(config)
-    assert "boxes of it are enlarged to data.load_size = 256; prepare" in caplog.text
+    assert f"boxes of it {are} enlarged to data.load_size = 256; prepare" in caplog.text
 
 
 def test_left_out_images_are_told(tmp_path, caplog):
