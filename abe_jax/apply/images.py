@@ -102,13 +102,20 @@ class Reader:
         """The content of an image file.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: it cannot be read, or its zip file is no longer that of `find`.
         """
         try:
             if image.member is None:
                 return image.path.read_bytes()
             archive = self._open(image.path)
-            member = archive.infolist()[image.member]
+            found = archive.infolist()[image.member : image.member + 1]
+            # Packed anew, a zip file has another image by that number, or none.
+            if [_version(member) for member in found] != [image.version]:
+                raise UserError(
+                    f"cannot read {printable(image.name)}: its zip file has changed "
+                    "since it was listed."
+                )
+            (member,) = found
             if member.file_size > MAX_BYTES:
                 raise UserError(
                     f"{printable(image.name)} is larger than {MAX_BYTES} bytes."
@@ -200,12 +207,16 @@ def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
         raise UserError(f"{printable(path)!r} is no zip file ({error}).") from error
     # Of two members of one name the later one counts, as for every unpacker.
     found = {
-        name: ImageFile(prefix + name, path, number, (member.file_size, member.CRC))
+        name: ImageFile(prefix + name, path, number, _version(member))
         for number, member in enumerate(members)
         if member.filename.lower().endswith(SUFFIXES)
         and all(map(_is_visible, (name := member_path(member.filename)).split("/")))
     }
     return list(found.values())
+
+
+def _version(member: zipfile.ZipInfo) -> tuple[int, int]:
+    return member.file_size, member.CRC
 
 
 def _is_visible(name: str) -> bool:

@@ -216,10 +216,12 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     reasons: dict[str, str] = {}
 
     def refuse(file: ImageFile, error: UserError) -> None:
-        # The system's refusal may pass, as may a want of memory: it is tried again.
+        # The system's refusal may pass, as may a want of memory: it is tried again. So
+        # is what a zip file holds: mended or copied whole, it has the same version.
         cause = error.__cause__
         refused = getattr(cause, "errno", None) is not None
-        passes = refused or isinstance(cause, MemoryError)
+        in_zip = file.member is not None
+        passes = refused or in_zip or isinstance(cause, MemoryError)
         looked[file.name] = (_TRY_AGAIN if passes else file.version), False
         reasons[file.name] = str(error)
 

@@ -1,9 +1,11 @@
 """The index of a folder: made, refreshed, kept."""
 
 import copy
+import io
 import os
 import signal
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -207,6 +209,63 @@ def test_what_the_system_refuses_is_tried_again(
         assert model.index(pictures, file).changes.unreadable == ("a/1.png",)
     again = model.index(pictures, file)
     assert (again.changes.embedded, again.changes.unreadable) == (1, ())
+
+
+def pack(path, *members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in members:
+            content = io.BytesIO()
+            Image.new("RGB", (40, 40), name).save(content, "PNG")
+            archive.writestr(f"{name}.png", content.getvalue())
+
+
+@pytest.mark.parametrize("then", [("blue", "red", "lime"), ("red",)])
+def test_a_zip_file_packed_anew_meanwhile_gives_no_other_images(
+    then, model, tmp_path, monkeypatch
+):
+    folder, file = tmp_path / "pictures", tmp_path / "i.npz"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "white").save(folder / "loose.png")
+    pack(folder / "a.zip", "red", "blue")
+    embed_files = model.embed_files
+
+    def packed_anew(files, refused):
+        pack(tmp_path / "new.zip", *then)
+        os.replace(tmp_path / "new.zip", folder / "a.zip")
+        return embed_files(files, refused)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "embed_files", packed_anew)
+        changes = model.index(folder, file).changes
+    moved = ("a.zip/blue.png", "a.zip/red.png")
+    assert changes.unreadable == (moved[:1] if then == ("red",) else moved)
+    assert "has changed since it was listed" in changes.reasons["a.zip/blue.png"]
+    index = model.index(folder, file)
+    assert index.paths == [*sorted(f"a.zip/{name}.png" for name in then), "loose.png"]
+    np.testing.assert_allclose(index.embeddings, model.embed(folder), atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["in it", "half copied"])
+def test_a_zip_file_made_whole_comes_back(damage, model, tmp_path, monkeypatch):
+    folder, file = tmp_path / "pictures", tmp_path / "i.npz"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "white").save(folder / "loose.png")
+    pack(folder / "a.zip", "red", "blue")
+    whole, embed_files = (folder / "a.zip").read_bytes(), model.embed_files
+    begin = whole.index(b"red.png") + 30
+    damaged = whole[:begin] + bytes(20) + whole[begin + 20 :]
+    broken = damaged if damage == "in it" else whole[:60]
+
+    def damaged_meanwhile(files, refused):
+        (folder / "a.zip").write_bytes(broken)
+        return embed_files(files, refused)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "embed_files", damaged_meanwhile)
+        assert "a.zip/red.png" in model.index(folder, file).changes.unreadable
+    (folder / "a.zip").write_bytes(whole)
+    index = model.index(folder, file)
+    assert index.paths == ["a.zip/blue.png", "a.zip/red.png", "loose.png"]
 
 
 def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
