@@ -156,6 +156,11 @@ def decoded(
             try:
                 return file, decode(reader.read(file), printable(file.name))
             except UserError as error:
+                # Whoever keeps it would keep the content too, by the frames.
+                link: BaseException | None = error
+                while link is not None:
+                    link.__traceback__ = None
+                    link = link.__context__
                 return file, error
 
         rest = iter(files)
