@@ -12,11 +12,13 @@ An index is an .npz file that NumPy reads:
 
 import dataclasses
 import hashlib
+import logging
 import os
 import pathlib
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,9 +34,11 @@ from abe_jax.workdir import whole
 if TYPE_CHECKING:
     from abe_jax.apply.trained import Trained
 
+_log = logging.getLogger(__name__)
+
 INDEX_FOLDER = "index"
 _TRY_AGAIN = -1, -1  # the version of no file
-_MOVED_AT_ONCE = 4096  # rows
+_MOVED_AT_ONCE = 4096  # rows; a copy of all might not fit
 # While images are embedded the index is written after so many seconds, or so many times
 # as many as it took to write it.
 _WRITE_AFTER = 180.0, 20
@@ -180,22 +184,29 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     Args:
       model: as returned by `abe_jax.load`.
       folder: folder, zip file or image.
-      file: of the index; by default one in the workdir, by the folder's path.
+      file: of the index; by default one in the workdir, for that folder and those
+        weights. An index of other weights is made anew, with a warning.
 
     Returns:
       the index, which is in the file as well.
 
     Raises:
-      UserError: no images, or the file is no index or cannot be written.
+      UserError: no images, or the file is no index, that of another folder, or cannot
+        be read or written.
     """
     place = pathlib.Path(os.path.abspath(local(folder, "images")))
-    path = (
-        _default_file(model.workdir, place)
-        if file is None
-        else local(file, "file").absolute()
-    )
+    if file is None:
+        path = _default_file(model.workdir, place, model.identity)
+        advice = "delete it, and it is made anew"
+    else:  # perhaps something else of the user's
+        path, advice = local(file, "file").absolute(), "give another file"
     files = {image.name: image for image in find(folder)}
-    known, stored = _read(path, model.identity)
+    known, stored, of = _read(path, model.identity, advice)
+    # A folder that was moved, or is seen from another machine, has the same names.
+    if known and of != str(place) and known.keys().isdisjoint(files):
+        raise UserError(
+            f"{printable(path)} is the index of {printable(of)}; give another file."
+        )
     looked = {
         name: known[name]
         for name, image in files.items()
@@ -225,11 +236,12 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         looked[file.name] = (_TRY_AGAIN if passes else file.version), False
         reasons[file.name] = str(error)
 
-    def readable() -> tuple[list[str], np.ndarray]:
-        good = [name for name in room if name in looked and looked[name][1]]
-        if len(good) == len(room):
-            return good, embeddings
-        return good, embeddings[[rows[name] for name in good]]
+    def readable() -> list[str]:
+        return [name for name in room if name in looked and looked[name][1]]
+
+    def write() -> None:
+        good = [rows[name] for name in readable()]
+        _write(path, place, model.identity, looked, embeddings, good)
 
     due = time.monotonic() + _WRITE_AFTER[0]
     try:
@@ -237,14 +249,14 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
             embeddings[[rows[image.name] for image in done]] = found
             looked |= {image.name: (image.version, True) for image in done}
             if (begin := time.monotonic()) >= due:
-                _write(path, place, model.identity, looked, readable()[1])
+                write()
                 ended = time.monotonic()
                 due = ended + max(_WRITE_AFTER[0], _WRITE_AFTER[1] * (ended - begin))
     finally:
         # After Ctrl-C too: what was embedded need not be embedded again.
-        good, embeddings = readable()
         if looked != known:
-            _write(path, place, model.identity, looked, embeddings)
+            write()
+    good = readable()
     if not good:
         why = next(iter(reasons.values()), "they are as before.")
         raise UserError(f"no image of {printable(folder)!r} could be read: {why}")
@@ -255,14 +267,21 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
         unreadable=tuple(name for name in files if not looked[name][1]),
         reasons=reasons,
     )
+    if len(good) < len(room):  # each row moves up, past those that are not readable
+        for to, block in _blocks(embeddings, [rows[name] for name in good]):
+            embeddings[to : to + len(block)] = block
     found = [files[name] for name in good]
-    return Index(place, found, embeddings, changes, model.identity, path)
+    held = embeddings[: len(good)]
+    return Index(place, found, held, changes, model.identity, path)
 
 
-def _default_file(workdir: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+def _default_file(
+    workdir: pathlib.Path, folder: pathlib.Path, identity: str
+) -> pathlib.Path:
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in folder.name)
-    return workdir / INDEX_FOLDER / f"{name or 'root'}-{digest}.npz"
+    contents = os.fsencode(folder), identity.encode()
+    digests = [hashlib.sha256(content).hexdigest()[:8] for content in contents]
+    return workdir / INDEX_FOLDER / f"{'-'.join([name or 'root', *digests])}.npz"
 
 
 # Name to version and whether it can be read.
@@ -282,14 +301,27 @@ def _moved(
     return embeddings
 
 
-def _read(path: pathlib.Path, identity: str) -> tuple[Looked, np.ndarray]:
-    """What was looked at, and the rows of the readable; nothing of another model."""
-    nothing = {}, np.zeros((0, 1, 1), np.float32)
+def _blocks(
+    embeddings: np.ndarray, rows: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Copies of some rows, a few at once, each with its place among them."""
+    for at in range(0, len(rows), _MOVED_AT_ONCE):
+        yield at, embeddings[rows[at : at + _MOVED_AT_ONCE]]
+
+
+def _read(
+    path: pathlib.Path, identity: str, advice: str
+) -> tuple[Looked, np.ndarray, str]:
+    """What was looked at, the rows of the readable, the folder; of no other model."""
+    nothing = {}, np.zeros((0, 1, 1), np.float32), ""
     if not path.exists():
         return nothing
     try:
         with np.load(path, allow_pickle=False) as content:
             if str(content["model"]) != identity:
+                _log.warning(
+                    "%s is of other weights; it is made anew.", printable(path)
+                )
                 return nothing
             names, readable = content["paths"].tolist(), content["readable"].tolist()
             known = {
@@ -298,13 +330,17 @@ def _read(path: pathlib.Path, identity: str) -> tuple[Looked, np.ndarray]:
                     names, content["versions"].tolist(), readable, strict=True
                 )
             }
-            return known, content["embeddings"]
-    except (
-        *(EOFError, KeyError, OSError, TypeError, ValueError),
-        zipfile.BadZipFile,
-    ) as error:
+            embeddings = content["embeddings"]
+            if len(embeddings) != sum(readable):
+                raise ValueError(f"{len(embeddings)} rows of {sum(readable)} images")
+            return known, embeddings, str(content["folder"])
+    except OSError as error:
         raise UserError(
-            f"{printable(path)} is no index ({error}); delete it, and it is made anew."
+            f"cannot read the index {printable(path)}: {error.strerror or error}."
+        ) from error
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{printable(path)} is no index ({error}); {advice}."
         ) from error
 
 
@@ -323,19 +359,27 @@ def _write(
     identity: str,
     looked: Looked,
     embeddings: np.ndarray,
+    good: list[int],
 ) -> None:
+    """Writes the index; `good` are the rows of the readable, by their names."""
     names = sorted(looked)
+    arrays = {
+        "paths": np.array(names, np.str_),
+        "versions": np.array([looked[name][0] for name in names], np.int64),
+        "readable": np.array([looked[name][1] for name in names], bool),
+        "folder": np.array(str(folder)),
+        "model": np.array(identity),
+    }
+    shape = (len(good), *embeddings.shape[1:])
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     try:
-        with whole(path) as part, part.open("wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                paths=np.array(names, np.str_),
-                versions=np.array([looked[name][0] for name in names], np.int64),
-                readable=np.array([looked[name][1] for name in names], bool),
-                embeddings=embeddings,
-                folder=np.array(str(folder)),
-                model=np.array(identity),
-            )
+        with whole(path) as part, zipfile.ZipFile(part, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_2_0(member, header)
+                for _, block in _blocks(embeddings, good):
+                    member.write(block.data)
     except OSError as error:
         raise UserError(f"cannot write the index: {error}.") from error

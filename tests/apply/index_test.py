@@ -71,11 +71,16 @@ def test_embeddings_are_held_once(model, pictures, tmp_path, monkeypatch):
     folder.mkdir()
     for i in range(number):
         os.link(pictures / "a" / "1.png", folder / f"{i:02}.png")
+    (folder / "30-broken.png").write_bytes(b"nothing")
     row = 4 * model.num_learners * wide
 
-    def embed_files(files, _):
+    def embed_files(files, refused):
         for file in files:
-            yield [file], np.ones((1, model.num_learners, wide), np.float32)
+            if "broken" in file.name:
+                refused(file, UserError("broken"))
+                continue
+            shape = 1, model.num_learners, wide
+            yield [file], np.full(shape, int(file.name[:2]), np.float32)
 
     monkeypatch.setattr(model, "dim", model.num_learners * wide)
     monkeypatch.setattr(model, "embed_files", embed_files)
@@ -84,7 +89,8 @@ def test_embeddings_are_held_once(model, pictures, tmp_path, monkeypatch):
         tracemalloc.start()
         try:
             index = model.index(folder, tmp_path / "i.npz")
-            assert (index.embeddings == 1).all()
+            numbers = [int(name[:2]) for name in index.paths]
+            assert (index.embeddings == np.array(numbers)[:, None, None]).all()
             return tracemalloc.get_traced_memory()[1] / (len(index) * row)
         finally:
             tracemalloc.stop()
@@ -93,7 +99,7 @@ def test_embeddings_are_held_once(model, pictures, tmp_path, monkeypatch):
     assert most_held() < 1.4
     assert most_held() < 1.4  # as it is in the file
     (folder / "00.png").unlink()
-    os.link(pictures / "a" / "1.png", folder / "new.png")
+    os.link(pictures / "a" / "1.png", folder / "99.png")
     assert most_held() < 2.4
 
 
@@ -268,7 +274,7 @@ def test_a_zip_file_made_whole_comes_back(damage, model, tmp_path, monkeypatch):
     assert index.paths == ["a.zip/blue.png", "a.zip/red.png", "loose.png"]
 
 
-def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
+def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path, caplog):
     index = model.index(pictures, tmp_path / "i.npz")
     other = copy.copy(model)
     other.__dict__.pop("identity", None)
@@ -280,14 +286,43 @@ def test_an_index_of_other_weights_is_made_anew(model, pictures, tmp_path):
     ):
         other.search(pictures, index)
     assert other.index(pictures, tmp_path / "i.npz").changes.embedded == len(NAMES)
+    assert "i.npz is of other weights; it is made anew" in caplog.text
+    caplog.clear()
+    for kept in (0, len(NAMES)):  # by default each has its own
+        for each in (model, other):
+            assert each.index(pictures).changes.kept == kept
+    assert not caplog.text
 
 
-def test_a_file_that_is_no_index(model, pictures, tmp_path):
+def test_an_index_of_another_folder_is_refused(model, pictures, tmp_path):
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "other" / "red.png")
+    model.index(pictures, tmp_path / "i.npz")
+    with pytest.raises(UserError, match="i.npz is the index of .*my pictures; give an"):
+        model.index(tmp_path / "other", tmp_path / "i.npz")
+    moved = pictures.rename(tmp_path / "moved")
+    assert model.index(moved, tmp_path / "i.npz").changes.kept == len(NAMES)
+
+
+def test_a_file_that_is_no_index(model, pictures, tmp_path, monkeypatch):
     (tmp_path / "i.npz").write_bytes(b"nothing")
     np.save(tmp_path / "rows.npy", np.ones((3, 3)))
-    for name in ("i.npz", "rows.npy"):
-        with pytest.raises(UserError, match="is no index .* delete it"):
+    model.index(pictures, tmp_path / "few.npz")
+    with np.load(tmp_path / "few.npz") as content:
+        few = {**content, "embeddings": content["embeddings"][1:]}
+    np.savez(tmp_path / "few.npz", **few)
+    for name in ("i.npz", "rows.npy", "few.npz"):
+        with pytest.raises(UserError, match="is no index .*; give another file"):
             model.index(pictures, tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="^cannot read the index .*: Is a directory"):
+        model.index(pictures, tmp_path / "folder")
+    monkeypatch.setattr(model, "workdir", tmp_path)
+    model.index(pictures)
+    (by_default,) = (tmp_path / "index").iterdir()
+    by_default.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is no index .* delete it"):
+        model.index(pictures)
 
 
 def test_an_index_that_cannot_be_kept_is_refused_before_the_work(
