@@ -16,7 +16,7 @@ from abe_jax import data
 _NEIGHBOURS = 10
 # Spread evenly; all others are looked at as gallery only.
 _SAMPLED_QUERIES = 2000
-_SAMPLED_PAIRS = 20_000_000  # of images: seconds, where a large set would take minutes
+_SAMPLED_PAIRS = 20_000_000  # of images, whose similarities are correlated
 _BLOCK_BYTES = 2**27
 
 
@@ -44,14 +44,15 @@ def diversity(
         neighbour_overlap: share of the 10 nearest that two learners have in common.
         shared_errors, shared_errors_if_independent: share of queries whose nearest
           image is wrong for both, and the product of the two learners' shares.
-      Pairs of images have one of at most 2,000 queries, spread evenly, on one side; of
-      fewer where more than 10,000 images are searched, for 20 million pairs in all.
+      At most 2,000 queries, spread evenly, are compared with all images; to correlate,
+      as many of them as have 20 million pairs of images in all.
     """
     learners = embeddings.shape[1]
     pairs = list(itertools.combinations(range(learners), 2))
     others, other_labels = (embeddings, labels) if gallery is None else gallery
-    most = min(_SAMPLED_QUERIES, max(1, _SAMPLED_PAIRS // len(others)))
-    sampled = data.evenly(len(labels), most)
+    sampled = data.evenly(len(labels), _SAMPLED_QUERIES)
+    most = max(1, _SAMPLED_PAIRS // len(others))
+    correlated = sampled[data.evenly(len(sampled), most)]
     # Near each learner's mean similarity: taken off, the sums below lose no digits.
     shift = np.sum(np.mean(embeddings, axis=0) * np.mean(others, axis=0), axis=1)
     shift = shift[:, None, None]
@@ -66,10 +67,12 @@ def diversity(
         for kind, chosen in enumerate((same & seen, ~same)):
             numbers[kind] += learners * np.count_nonzero(chosen)
             cosines[kind] += np.sum(similarities * chosen[None], dtype=np.float64)
-        centred = ((similarities - shift) * seen[None]).reshape(learners, -1)
+        few = np.isin(queries, correlated)
+        centred = (similarities[:, few] - shift) * seen[None, few]
+        centred = centred.reshape(learners, -1)
         sums += centred.sum(axis=1, dtype=np.float64)
         products += centred @ centred.T
-        count += np.count_nonzero(seen)
+        count += np.count_nonzero(seen[few])
         similarities[:, ~seen] = -np.inf
         overlaps.append(_overlaps(similarities, pairs, len(others) - (gallery is None)))
         has_positive = (same & seen).any(axis=1)

@@ -119,15 +119,21 @@ def test_one_learner_has_no_pairs():
 
 def test_more_queries_than_are_sampled(monkeypatch):
     monkeypatch.setattr(module, "_SAMPLED_QUERIES", 20)
-    rows, labels = _draw(n=400)
+    rows, labels = _draw(n=400, classes=80)
     few = diversity(rows, labels)["similarity_correlation"]
     monkeypatch.setattr(module, "_SAMPLED_QUERIES", 400)
     monkeypatch.setattr(module, "_SAMPLED_PAIRS", 20 * 400)
     assert diversity(rows, labels)["similarity_correlation"] == few
     monkeypatch.setattr(module, "_SAMPLED_PAIRS", 400 * 400)
-    assert few == pytest.approx(
-        diversity(rows, labels)["similarity_correlation"], abs=0.1
-    )
+    every = diversity(rows, labels)
+    assert few == pytest.approx(every["similarity_correlation"], abs=0.1)
+    # The bound of pairs is that of the correlation alone, whatever a block holds.
+    monkeypatch.setattr(module, "_SAMPLED_PAIRS", 20 * 400)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * M * 400 * 7)
+    found = diversity(rows, labels)
+    assert found.pop("similarity_correlation") == pytest.approx(few, abs=1e-5)
+    del every["similarity_correlation"]
+    assert found == {name: pytest.approx(value) for name, value in every.items()}
 
 
 def test_masks_that_differ_in_channels_and_not_in_their_means():
