@@ -58,7 +58,9 @@ def exported(request, tmp_path_factory):
     model = abe_jax.load(folder / "run")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (60, 48, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "query.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(pixels).save(folder / "query.png", exif=turned)
     return model, folder, model.embed(folder / "query.png").reshape(1, -1)
 
 
