@@ -29,7 +29,8 @@ class Trained:
     """A trained model: images to embeddings, masks and what they find.
 
     An image is treated as in evaluation: a square of `config.data.load_size` as
-    `config.data.square` says, of which the model sees the middle.
+    `config.data.square` says, of which the model sees the middle. But it is taken
+    whole: with `config.data.box_crop`, crop your images yourself.
 
     Attributes:
       workdir: folder of the run.
@@ -133,13 +134,15 @@ class Trained:
 
         Args:
           folder: folder of any depth, or zip file.
-          file: that keeps the index; by default one in the workdir.
+          file: that keeps the index; by default one in the workdir, for that folder
+            and these weights.
 
         Returns:
           the index; its `changes` say what was embedded.
 
         Raises:
-          UserError: no images, or the file is no index or cannot be written.
+          UserError: no images, or the file is no index, that of another folder, or
+            cannot be read or written.
         """
         return refresh(self, folder, file)
 
@@ -154,7 +157,7 @@ class Trained:
     ) -> list[list[Match]]:
         """Finds the images that are most like each query.
 
-        A query that lies in the gallery finds itself.
+        A query that lies in the gallery finds itself, or an identical copy.
 
         Args:
           queries: see `embed`.

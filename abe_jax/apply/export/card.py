@@ -26,7 +26,8 @@ def describe(model: Trained) -> dict[str, Any]:
     return {
         "model": "Attention-based Ensemble (Kim et al., ECCV 2018), by abe_jax",
         "step": model.step,
-        "input": f"uint8 RGB [B, {size}, {size}, 3]; data.square: how an image gets it",
+        "input": f"uint8 RGB [B, {size}, {size}, 3]; how an image gets it: "
+        "data.box_crop, then data.square",
         "output": f"float32 [B, {model.dim}]: {model.num_learners} learners of unit "
         "length, side by side; inner product / learners is their mean cosine",
         "data": {"name": data.name, "source": data.citation, "licence": data.licence},
