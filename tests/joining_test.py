@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,56 @@ def test_state_and_workdir_of_two_processes_can_be_saved_together(tmp_path):
         folder = f"--workdir={tmp_path / f'own-{index}'}"
         assert printed[2].startswith(f"{folder} is not one folder for all processes")
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["lock"]
+
+
+ONE_RUN_FOR_ALL = """
+import pytest
+from tiny import replace_models
+from abe_jax import train
+from abe_jax.workdir import claim
+from configs import quickstart
+processes.join("127.0.0.1:{port}", 2, {index})
+patch = pytest.MonkeyPatch()
+replace_models(patch)
+def go_on(*_):
+    raise processes.UserError("the same for all")
+patch.setattr(claim, "require_own", go_on)
+own, other = "{index}", ("0", "other")[{index}]
+for rate, data in (({index} + 1, own), (1, other), (1, own)):
+    config = quickstart.get_config()
+    config.data.update(name="image_folder", path="{folder}/" + data)
+    config.data.update(images_per_class=4, num_threads={index} + 1)
+    config.train.update(batch_size=16, learning_rate=float(rate))
+    try:
+        train.train_and_evaluate(config, "{folder}/run")
+    except processes.UserError as error:
+        print(error)
+"""
+
+
+def test_processes_of_other_configs_or_data_are_refused(photos, tmp_path):
+    """But each may have the data in a place of its own, and read it as it likes."""
+    for name in ("0", "1"):
+        (tmp_path / name).symlink_to(photos)
+    without_one = shutil.ignore_patterns("class00")
+    shutil.copytree(photos, tmp_path / "other", ignore=without_one)
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(2) as both:
+        programs = [
+            ONE_RUN_FOR_ALL.format(port=port, index=index, folder=tmp_path)
+            for index in range(2)
+        ]
+        tests = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        ended = list(both.map(lambda program: called_alone(program, **tests), programs))
+    for process in ended:
+        assert process.stdout.splitlines()[-3:] == [  # after what gloo prints
+            "processes 0 and 1 were started with different configs; give all of them "
+            "the same.",
+            "processes 0 and 1 see different data; give each the same at its "
+            "data.path.",
+            "the same for all",
+        ], process.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_processes_of_unequal_numbers_of_devices_are_refused():

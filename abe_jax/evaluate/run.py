@@ -183,14 +183,16 @@ def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluat
       step: which checkpoint; the newest by default.
 
     Raises:
-      UserError: no such run or checkpoint, or one of another config; or the data at
-        the run's own path has changed.
+      UserError: no such run or checkpoint, or one of another config; the data at the
+        run's own path has changed; or processes differ in config or data.
     """
     folder = locate(workdir)
     claim.require_run(folder, config)
     config = claim.with_own_weights(folder, config)
     splits = data.create(config.data)
-    other_data = claim.other_data(folder, config, splits.description())
+    description = splits.description()
+    claim.require_one_for_all(config, description)
+    other_data = claim.other_data(folder, config, description)
     mesh = parallel.make_mesh()
     model, state = weights.restore_trained(folder, config, mesh, step)
     evaluation = Evaluator(config, model, splits, mesh).run(state)

@@ -67,6 +67,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 f"another run in {folder} ended just now; run the same command again."
             )
         known_data = splits.description()
+        claim.require_one_for_all(config, known_data)
         steered = claim.require_own(folder, config, known_data)
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)

@@ -1,12 +1,15 @@
 """A workdir belongs to one run: one config, one set of data."""
 
+import hashlib
 import json
 import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from abe_jax import data
+import numpy as np
+
+from abe_jax import data, processes
 from abe_jax.data import prepared
 from abe_jax.data.datasets.tree import local
 from abe_jax.errors import UserError
@@ -55,6 +58,35 @@ def require_own(
     steered = _refuse_other_config(workdir, fields.as_json(config))
     require_same_data(workdir, description)
     return steered
+
+
+def require_one_for_all(config, description: dict) -> None:
+    """Checks that all processes were given one config and see the same data.
+
+    But for what each may have of its own (`fields.PER_PROCESS_FIELDS`). To be called
+    by all of them.
+
+    Args:
+      config: of this process.
+      description: of the data that it sees.
+
+    Raises:
+      UserError: on every process; one that differs from process 0 is named.
+    """
+    flat = fields.flat(fields.as_json(config))
+    shared = {k: v for k, v in flat.items() if k not in fields.PER_PROCESS_FIELDS}
+    own = np.array([_digest(shared), _digest(description)], np.uint64)
+    of_all = processes.gather(own)
+    differences = np.argwhere((of_all != of_all[0]).T)  # of configs first
+    if len(differences):
+        what, number = differences[0]
+        raise UserError(
+            f"processes 0 and {number} were started with different configs; give all "
+            "of them the same."
+            if what == 0
+            else f"processes 0 and {number} see different data; give each the same at "
+            "its data.path."
+        )
 
 
 def claim(
@@ -213,6 +245,11 @@ def refuse_foreign_files(workdir: pathlib.Path) -> None:
             f"--workdir={workdir} holds {found[0]}, which abe_jax did not write; "
             "give an empty folder, or one that does not exist."
         )
+
+
+def _digest(content: dict) -> int:
+    text = json.dumps(content, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _read_description(workdir: pathlib.Path) -> dict:

@@ -145,6 +145,16 @@ FREE_FIELDS = (
     "train.profile_steps",
     "train.trackers",
 )
+# Of those, what each of several processes may have of its own: where data lies, how it
+# is read, and trackers, which only process 0 has. The others shape the program, or how
+# often processes wait for each other; weights are read from a path without comparison.
+PER_PROCESS_FIELDS = (
+    "data.path",
+    "data.in_memory",
+    "data.num_threads",
+    "data.num_workers",
+    "train.trackers",
+)
 # They change what comes after: to train on, and to go on where a loss was not finite.
 # `changes.jsonl` keeps what was changed, and at which step.
 STEERING_FIELDS = (

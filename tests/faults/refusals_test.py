@@ -3,12 +3,14 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from faults.training_test import folder_of
 
-from abe_jax import evaluate, train
+from abe_jax import evaluate, processes, train
 from abe_jax.errors import UserError
 from abe_jax.train import forecast
+from abe_jax.workdir import claim
 
 ENTRIES = {
     "train": train.train_and_evaluate,
@@ -44,6 +46,14 @@ def test_a_remote_workdir(tiny, tmp_path, monkeypatch, entry):
     with pytest.raises(UserError, match="gs://bucket/run is a remote path"):
         ENTRIES[entry](tiny(), "gs://bucket/run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_by_processes_of_other_configs(tiny, tmp_path, monkeypatch):
+    config = tiny()
+    claim.claim(tmp_path, config, {}, steered={}, step=0)
+    monkeypatch.setattr(processes, "gather", lambda own: np.stack([own, own[::-1]]))
+    with pytest.raises(UserError, match="0 and 1 were started with different configs"):
+        evaluate.measure_checkpoint(config, str(tmp_path))
 
 
 def test_a_workdir_in_the_home_folder(tiny, tmp_path, monkeypatch):

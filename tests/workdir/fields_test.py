@@ -27,6 +27,7 @@ def test_the_tables_name_fields_that_exist():
     for table in (fields.RANGES, fields.FREE_FIELDS, fields.STEERING_FIELDS):
         assert set(table) <= set(known)
     assert not set(fields.FREE_FIELDS) & set(fields.STEERING_FIELDS)
+    assert set(fields.PER_PROCESS_FIELDS) <= set(fields.FREE_FIELDS)
     numbers = {k for k, v in known.items() if type(v) in (int, float)}
     assert numbers <= set(fields.RANGES)
 
