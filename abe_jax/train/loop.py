@@ -69,6 +69,8 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         known_data = splits.description()
         claim.require_one_for_all(config, known_data)
         steered = claim.require_own(folder, config, known_data)
+        # It also listens while `close` waits for a checkpoint to be written.
+        stop = stack.enter_context(StopRequest(processes.Vote(mesh)))
         saved = checkpoints.Checkpoints(folder, keep=config.train.keep_checkpoints)
         stack.callback(saved.close)
         state = _restored(run, saved) if resumes else _fresh(run, config)
@@ -91,7 +93,6 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         profile = trace.Trace(folder, start=start, steps=traced)
         stack.callback(profile.close)
         reporter = stack.enter_context(Reporter(writer, config.train, start))
-        stop = stack.enter_context(StopRequest(processes.Vote(mesh)))
 
         def save() -> None:
             # What is logged up to a step is on the disk before its checkpoint is.

@@ -1,5 +1,6 @@
 """What is shown and logged of the steps, without making the device wait."""
 
+import contextlib
 import logging
 import math
 import sys
@@ -126,7 +127,8 @@ class _Progress:
     def line(self, text: str) -> None:
         """Shows a line of text without breaking the bar."""
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                self._bar.write(text, file=sys.stderr)
         elif self._shown:
             _log.info("%s", text)
 

@@ -247,6 +247,37 @@ def test_a_signal_amid_steps_that_are_not_finite_saves_nothing(
     assert checkpoints.steps_in(tmp_path) == [4]
 
 
+@pytest.mark.parametrize("stop_at", [6, _slow(None)], ids=["second", "only"])
+def test_sighup_while_a_checkpoint_is_written_does_not_lose_it(
+    tiny, tmp_path, monkeypatch, stop_at
+):
+    """Neither the second one of a lost connection, nor one after the last step."""
+    add, close = progress.Reporter.add, checkpoints.Checkpoints.close
+
+    def add_and_stop(self, step, arrays):
+        add(self, step, arrays)
+        if step == stop_at:
+            signal.raise_signal(signal.SIGHUP)
+
+    def hang_up_and_close(self):
+        signal.raise_signal(signal.SIGHUP)
+        close(self)
+
+    def die(*_):
+        pytest.fail("nobody listened")
+
+    monkeypatch.setattr(progress.Reporter, "add", add_and_stop)
+    monkeypatch.setattr(checkpoints.Checkpoints, "close", hang_up_and_close)
+    before = signal.signal(signal.SIGHUP, die)
+    try:
+        ends = pytest.raises(train.Interrupted) if stop_at else contextlib.nullcontext()
+        with ends:
+            train.train_and_evaluate(tiny(), str(tmp_path))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert checkpoints.steps_in(tmp_path) == [4, stop_at or 8]
+
+
 def folder_of(config, photos):
     config.data.update(name="image_folder", path=str(photos))
     return config

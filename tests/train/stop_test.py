@@ -1,5 +1,7 @@
 """Signals that ask a run to end, and the loss of its terminal."""
 
+import errno
+import io
 import os
 import pty
 import signal
@@ -10,6 +12,7 @@ import pytest
 from command_line import ROOT
 
 from abe_jax import interrupts
+from abe_jax.train import progress
 from abe_jax.train.stop import StopRequest, StopRequested
 
 
@@ -108,3 +111,19 @@ def test_a_lost_connection_lets_it_save():
     finally:
         process.kill()
         os.close(saved)
+
+
+def test_a_bar_outlives_its_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = progress._Progress(start=0, stop=9, batch_size=16)
+    assert bar._bar is not None
+    bar.update(1, 0.5, 10.0)
+    bar.line("evaluation at step 1")
+    bar.close()
