@@ -1,5 +1,6 @@
 """What both programs do with their command line and with the user's errors."""
 
+import contextlib
 import logging
 import re
 import sys
@@ -72,9 +73,10 @@ def is_quiet() -> bool:
 
 
 def print_line(error: object) -> None:
-    """Prints an error, or its message, as one line."""
+    """Prints an error, or its message, as one line, where somebody reads it."""
     # One write: with PYTHONUNBUFFERED, print makes two, and threads of JAX's write too.
-    sys.stderr.write(f"abe_jax: {' '.join(str(error).split())}\n")
+    with contextlib.suppress(OSError):  # of a reader that is gone, as `| tee` is
+        sys.stderr.write(f"abe_jax: {' '.join(str(error).split())}\n")
 
 
 def without_traceback(record: logging.LogRecord) -> bool:

@@ -212,8 +212,6 @@ def _guarded_main(argv: Sequence[str]) -> None:
         lost = "; what was done since the last checkpoint is lost" if trains else ""
         _fail(UserError(f"stopped at once{lost}."), 128 + signal.SIGINT)
     except BrokenPipeError:  # of `| head`, to which no more need be printed
-        if _MODE.value == "train":
-            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:

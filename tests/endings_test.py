@@ -1,5 +1,6 @@
 """How the program ends when something outside of it goes wrong."""
 
+import os
 import subprocess
 import sys
 
@@ -44,3 +45,18 @@ def test_an_end_from_outside_is_one_line(error, mode, message, status):
     assert ended.returncode == status
     (line,) = ended.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [("KeyboardInterrupt", 130), ("BrokenPipeError", 141)]
+)
+def test_a_reader_that_is_gone_leaves_the_status(error, status):
+    """Ctrl-C ends `tee` first, where both outputs of training are piped to it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = _END.format(error=error, mode="train")
+    ended = subprocess.run(
+        [sys.executable, "-c", program], stdout=writer, stderr=writer, cwd=ROOT
+    )
+    os.close(writer)
+    assert ended.returncode == status
