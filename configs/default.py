@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     loss.divergence_weight = 1.0  # lambda_div
     # mean: L_div is divided by the batch size (ours); sum: as the paper prints it.
     loss.divergence_reduction = "mean"
-    # Those of Wang et al., CVPR 2019; base is their lambda.
+    # alpha, beta, epsilon: of Wang et al., CVPR 2019. base: the default of
+    # pytorch-metric-learning, which gives 1 as the paper's, there lambda.
     loss.multi_similarity = ConfigDict(
         {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1}
     )
@@ -80,7 +81,8 @@ def get_config() -> ConfigDict:
     data.images_per_class = 4  # K, for sampler = "classes"
     data.validation_fraction = 0.0  # share of the training classes held out (ours)
     data.in_memory = False  # decode each image once and keep it, without workers
-    # Folder that keeps S's outputs, computed once; for model.train = heads (ours).
+    # Folder that keeps S's outputs, computed once; for model.train = heads (ours). Of
+    # several processes each writes all of them at first: it needs room for so many.
     data.feature_cache = placeholder(str)
     data.num_threads = 4  # decoding threads, where there are no workers
     data.num_workers = 0  # decoding processes

@@ -31,10 +31,11 @@ def multi_similarity_loss(
     Args:
       embeddings: `[B, M, d]`, floating point, of unit length for each learner.
       labels: `[B]`, integer class of each image.
-      alpha: weight of positives' similarities.
-      beta: weight of negatives' similarities.
-      base: similarity around which both turn; the paper's lambda.
-      epsilon: the paper's, of the mining.
+      alpha: weight of positives' similarities; the default is the paper's.
+      beta: weight of negatives' similarities; the default is the paper's.
+      base: similarity around which both turn, the paper's lambda; the default is that
+        of pytorch-metric-learning, which gives 1 as the paper's.
+      epsilon: of the mining; the default is the paper's.
       axis_name: mapped axis whose devices hold the rest of the global batch.
 
     Returns:
