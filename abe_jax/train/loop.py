@@ -104,7 +104,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
         scalars: dict[str, float] = {}
         try:
             trained_on = splits.train
-            if config.data.feature_cache:
+            if config.data.feature_cache and start < config.train.steps:
                 trained_on = features.cached(
                     trained_on, config, run.model, state, mesh, stop.check
                 )

@@ -175,7 +175,7 @@ def test_what_cannot_be_kept_is_refused(section, fields, message, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupt_while_outputs_are_computed(tmp_path, monkeypatch):
-    """Nothing is left of them, and the run goes on."""
+    """Nothing is left of them, and the run goes on to its end, where none is needed."""
     replace_models(monkeypatch)
     cache, run = tmp_path / "cache", tmp_path / "run"
     gather = processes.gather_rows
@@ -191,6 +191,9 @@ def test_an_interrupt_while_outputs_are_computed(tmp_path, monkeypatch):
     assert list(cache.iterdir()) == []
     train.train_and_evaluate(frozen_config(cache), str(run))
     assert len(losses_of(run)) == 2
+    shutil.rmtree(cache)
+    train.train_and_evaluate(frozen_config(cache), str(run))
+    assert not cache.exists()
 
 
 @pytest.mark.slow
