@@ -17,6 +17,7 @@ search.html        the page of the newest search                 abe_jax.apply.s
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
@@ -93,10 +94,10 @@ def writing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NotWritable(
-            f"cannot write to --workdir: {error}; make room there, and run the same "
-            "command again to go on."
-        ) from error
+        advice = "give a --workdir that can be written to."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "make room there, and run the same command again to go on."
+        raise NotWritable(f"cannot write to --workdir: {error}; {advice}") from error
 
 
 def sync_folder(folder: pathlib.Path) -> None:

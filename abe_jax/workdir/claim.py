@@ -234,8 +234,11 @@ def refuse_foreign_files(workdir: pathlib.Path) -> None:
     """Checks that nothing would be written over that no run left there.
 
     Raises:
-      UserError: the workdir holds no run, but a file by the name of one of a run's.
+      UserError: the workdir holds no run, but a file by the name of one of a run's; or
+        is a file itself.
     """
+    if workdir.is_file():
+        raise UserError(f"--workdir={workdir} is a file; give a folder.")
     found = [] if lock.is_free_or_ours(workdir) else [LOCK_FILE]
     holds_a_run = (workdir / CONFIG_FILE).exists() or checkpoints.steps_in(workdir)
     if not holds_a_run:

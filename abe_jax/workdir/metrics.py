@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines for programs, TensorBoard for people."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -78,7 +79,7 @@ class MetricWriter:
         with writing():
             if self._file.write(line.encode()) != len(line):
                 os.ftruncate(self._file.fileno(), end)
-                raise OSError("no space left on the device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._board.write(step, metrics)
 
     def sync(self) -> None:

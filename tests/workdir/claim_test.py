@@ -225,9 +225,12 @@ def test_home_is_understood(monkeypatch, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotWritable, match="cannot write to --workdir"):
+    advice = "cannot write to --workdir: .*; give a --workdir that can be written to"
+    with pytest.raises(NotWritable, match=advice):
         with lock.hold(tmp_path / "file" / "run"):
             pass
+    with pytest.raises(UserError, match="file is a file; give a folder"):
+        train.train_and_evaluate(quickstart.get_config(), str(tmp_path / "file"))
 
 
 def test_a_finished_model_meets_other_data(claimed):
