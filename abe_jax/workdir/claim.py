@@ -294,11 +294,14 @@ def _record(
     if not steered:
         return
     path = workdir / CHANGES_FILE
-    lines = path.read_text() if path.exists() else ""
+    lines = ""
     for name, (there, now) in steered.items():
         _log.info(
             "%s was %r until step %d and is %r from here on", name, there, step, now
         )
         change = {"step": step, "field": name, "before": there, "after": now}
         lines += json.dumps(change) + "\n"
-    write_whole(path, lines)
+    before = path.read_text() if path.exists() else ""
+    # A start that was killed before it wrote the config has recorded them already.
+    if not before.endswith(lines):
+        write_whole(path, before + lines)
