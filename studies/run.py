@@ -107,7 +107,7 @@ def _measured_together(runs: list[tuple[Any, str]]) -> dict:
     """The members' embeddings concatenated, as if they were one model's learners."""
     from abe_jax import evaluate
 
-    evaluations = [evaluate.evaluate_checkpoint(*run) for run in runs]
+    evaluations = [evaluate.measure_checkpoint(*run) for run in runs]
     together = np.concatenate([e.embeddings for e in evaluations], axis=1)
     labels = evaluations[0].queries.labels
     return evaluate.measure(together, labels, runs[0][0].eval.recall_at)

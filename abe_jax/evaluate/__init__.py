@@ -5,7 +5,6 @@ from abe_jax.evaluate.present import scalars, show, table, write
 from abe_jax.evaluate.run import (
     Evaluation,
     Evaluator,
-    evaluate_checkpoint,
     measure_checkpoint,
 )
 
@@ -14,7 +13,6 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Metric",
-    "evaluate_checkpoint",
     "measure",
     "measure_checkpoint",
     "scalars",

@@ -17,7 +17,6 @@ from abe_jax import (
     processes,
     train_step,
 )
-from abe_jax.evaluate import present
 from abe_jax.evaluate.diversity import mask_correlation
 from abe_jax.evaluate.measure import measure
 from abe_jax.workdir import claim, locate, weights
@@ -158,20 +157,6 @@ class Evaluator:
             parts.append(processes.gather_rows(pending))
         # The images come in order; only the end of the last batch is padding.
         return np.concatenate(parts)[: len(subset)]
-
-
-def evaluate_checkpoint(config, workdir: str, step: int | None = None) -> Evaluation:
-    """Measures a run's checkpoint and prints the table.
-
-    Process 0 writes `evaluation.json`. Args and errors are those of
-    `measure_checkpoint`.
-    """
-    evaluation = measure_checkpoint(config, workdir, step)
-    if processes.is_first():
-        # First, as the workdir may be one that cannot be written to.
-        present.show(evaluation.content)
-        present.write(locate(workdir), evaluation.content)
-    return evaluation
 
 
 def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluation:

@@ -68,10 +68,10 @@ def main() -> None:
     from abe_jax import host_memory
 
     host_memory.use_large_pages()  # before abe_jax.main does, in each fork
-    from abe_jax import evaluate, processes, train
+    from abe_jax import processes, report, train
 
     train.train_and_evaluate = _check
-    evaluate.evaluate_checkpoint = _check
+    report.evaluate_and_report = _check
     processes.describe_devices = lambda: "no device"
     processes.is_first = lambda: False
     for line in sys.stdin:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from faults.training_test import folder_of
 
-from abe_jax import evaluate, processes, train
+from abe_jax import evaluate, processes, report, train
 from abe_jax.errors import UserError
 from abe_jax.train import forecast
 from abe_jax.workdir import claim
 
 ENTRIES = {
     "train": train.train_and_evaluate,
-    "evaluate": evaluate.evaluate_checkpoint,
+    "evaluate": report.evaluate_and_report,
     "dry_run": forecast.show_forecast,
 }
 
@@ -61,7 +61,7 @@ def test_a_workdir_in_the_home_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     train.train_and_evaluate(tiny(steps=2), "~/run")
-    evaluate.evaluate_checkpoint(tiny(steps=2), "~/run")
+    report.evaluate_and_report(tiny(steps=2), "~/run")
     assert os.listdir() == ["home"] and os.listdir("home") == ["run"]
 
 
@@ -78,7 +78,7 @@ def test_never_seen_is_said_of_classes_that_were_not_trained(
             shutil.copytree(source, tmp_path / name / f"class{number + i:02}")
         config.data.path = str(tmp_path / name)
         caplog.clear()
-        found = evaluate.evaluate_checkpoint(config, str(tmp_path / "run")).content
+        found = evaluate.measure_checkpoint(config, str(tmp_path / "run")).content
         assert found["protocol"]["zero_shot"] is not bool(known)
         assert found["protocol"]["other_data"] == config.data.path
         assert f"{known} of its classes have the names of training" in caplog.text

@@ -16,7 +16,6 @@ from command_line import run
 from matplotlib.axes import Axes
 
 from abe_jax import data, evaluate, report, retrieval
-from abe_jax.evaluate import present
 from abe_jax.report import attention, findings, page, plots
 from abe_jax.workdir import NotWritable, config_files
 
@@ -349,7 +348,7 @@ def test_a_result_that_cannot_be_kept_is_shown(workdir, monkeypatch, capsys):
     def refuse(*_):
         raise NotWritable("cannot write to --workdir")
 
-    monkeypatch.setattr(present, "write", refuse)
+    monkeypatch.setattr(report, "write", refuse)
     with pytest.raises(NotWritable):
-        evaluate.evaluate_checkpoint(config_files.of_workdir(workdir), str(workdir))
+        report.evaluate_and_report(config_files.of_workdir(workdir), str(workdir))
     assert "ensemble" in capsys.readouterr().out

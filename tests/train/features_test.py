@@ -277,7 +277,7 @@ def test_every_trunk_and_model_trains_resumes_and_is_used(trunk, name, part, tmp
         config.model.train = part
         config.train.steps = steps
         metrics = train.train_and_evaluate(config, str(tmp_path / "run"))
-    evaluation = evaluate.evaluate_checkpoint(config, str(tmp_path / "run"))
+    evaluation = evaluate.measure_checkpoint(config, str(tmp_path / "run"))
     assert evaluation.content["step"] == 2
     assert evaluation.content["recall"]["1"] == metrics["eval/recall@1"]
     model = abe_jax.load(tmp_path / "run")
