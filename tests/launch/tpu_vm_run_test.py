@@ -31,9 +31,9 @@ echo "${PWD##*/}: $*" >>"$HOME/calls"
 [[ ! ${FAIL_AT-} || $* != *"$FAIL_AT"* ]] || { echo 'no such package' >&2; exit 9; }
 """
 
-# A run that is going on after one second, in place of five, is taken to go on.
+# Of a run that will go on one second, in place of five, shows it.
 TIMEOUT = """#!/usr/bin/env bash
-exec "$REAL_TIMEOUT" "${1/#5/1}" "${@:2}"
+exec "$REAL_TIMEOUT" "${1/#5/${SHOWN_AFTER-5}}" "${@:2}"
 """
 
 
@@ -58,7 +58,7 @@ class Vm:
         )
 
     def start(self, **env: str) -> None:
-        done = self.call("run", *FLAGS, **env)
+        done = self.call("run", *FLAGS, SHOWN_AFTER="1", **env)
         assert done.returncode == 0, done.stderr  # and has returned
         assert REMINDER in done.stderr
         wait_until(lambda: any("abe_jax.main" in line for line in self.log()))
