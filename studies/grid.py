@@ -42,7 +42,7 @@ class Data:
     start: str | None = None
 
 
-# The quickstart's of 2026-11-30, which may change.
+# The quickstart's until 2026-11-30.
 _BIRDS: Overrides = {"train.steps": 1600, "train.weight_decay": 0.02}
 _EMOJI: Overrides = {
     "loss.name": "contrastive",
@@ -71,9 +71,7 @@ DATA: dict[str, Data] = {
         "quickstart", _BIRDS | _PAIRS | _SLOW | {"train.steps": 4800}
     ),
     "birds_fast": Data("quickstart", _BIRDS),
-    "quickstart": Data(
-        "quickstart", {"train.steps": 1400}
-    ),  # a shorter one, not chosen
+    "quickstart": Data("quickstart", {"train.steps": 1400}),  # as it is
     "birds_tuned": Data("quickstart", _BIRDS | _PAIRS | _TUNE, start="birds"),
     "emoji64_config": Data("emoji64", {}),  # as it is
     "emoji64": Data("emoji64", _EMOJI),
