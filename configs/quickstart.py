@@ -42,13 +42,13 @@ def get_config() -> ConfigDict:
                 "contrast": 0.2,
             },
             "train": {
-                "steps": 1200,
+                "steps": 1400,
                 "optimizer": "adamw",
                 "learning_rate": 4e-3,
                 "weight_decay": 0.02,
                 "warmup_steps": 50,
-                "eval_every": 600,
-                "checkpoint_every": 300,
+                "eval_every": 700,
+                "checkpoint_every": 350,
             },
         }
     )
