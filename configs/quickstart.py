@@ -42,13 +42,13 @@ def get_config() -> ConfigDict:
                 "contrast": 0.2,
             },
             "train": {
-                "steps": 1400,
+                "steps": 1600,
                 "optimizer": "adamw",
                 "learning_rate": 4e-3,
                 "weight_decay": 0.02,
                 "warmup_steps": 50,
-                "eval_every": 700,
-                "checkpoint_every": 350,
+                "eval_every": 800,
+                "checkpoint_every": 400,
             },
         }
     )

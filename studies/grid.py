@@ -42,7 +42,7 @@ class Data:
     start: str | None = None
 
 
-# The quickstart's until 2026-11-30.
+# The quickstart's of 2026-11-30, which may change.
 _BIRDS: Overrides = {"train.steps": 1600, "train.weight_decay": 0.02}
 _EMOJI: Overrides = {
     "loss.name": "contrastive",
@@ -71,7 +71,7 @@ DATA: dict[str, Data] = {
         "quickstart", _BIRDS | _PAIRS | _SLOW | {"train.steps": 4800}
     ),
     "birds_fast": Data("quickstart", _BIRDS),
-    # The quickstart as it is, and shorter.
+    # Shorter quickstarts.
     "birds_1400": Data("quickstart", _BIRDS | {"train.steps": 1400}),
     "birds_1200": Data("quickstart", _BIRDS | {"train.steps": 1200}),
     "birds_tuned": Data("quickstart", _BIRDS | _PAIRS | _TUNE, start="birds"),
