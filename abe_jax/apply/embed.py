@@ -2,9 +2,7 @@
 
 import os
 import pathlib
-import shutil
 import tempfile
-import zipfile
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -12,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from abe_jax import interrupts
-from abe_jax.apply import progress
+from abe_jax.apply import npz, progress
 from abe_jax.apply.images import ImageFile, Path, find
 from abe_jax.apply.output import by_suffix, written
 from abe_jax.apply.trained import Trained
@@ -127,19 +125,13 @@ class _Npz:
             if failed:
                 return
             shape = (len(self._names), self._model.dim)
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            others = {
+                "paths": np.array(self._names),
+                "num_learners": np.array(self._model.num_learners),
+            }
             rows.seek(0)
-            with zipfile.ZipFile(self._path, "w", allowZip64=True) as archive:
-                with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_2_0(member, header)
-                    shutil.copyfileobj(rows, member, 2**20)
-                others = {
-                    "paths": np.array(self._names),
-                    "num_learners": np.array(self._model.num_learners),
-                }
-                for name, array in others.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
+            blocks = iter(lambda: rows.read(2**20), b"")
+            npz.write(self._path, shape, blocks, others)
 
 
 class _Parquet:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from abe_jax import retrieval
-from abe_jax.apply import progress
+from abe_jax.apply import npz, progress
 from abe_jax.apply.approximate import Graph
 from abe_jax.apply.images import ImageFile, Path, find
 from abe_jax.data.datasets.tree import local, printable
@@ -371,15 +371,9 @@ def _write(
         "model": np.array(identity),
     }
     shape = (len(good), *embeddings.shape[1:])
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    blocks = (block.data for _, block in _blocks(embeddings, good))
     try:
-        with whole(path) as part, zipfile.ZipFile(part, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_2_0(member, header)
-                for _, block in _blocks(embeddings, good):
-                    member.write(block.data)
+        with whole(path) as part:
+            npz.write(part, shape, blocks, arrays)
     except OSError as error:
         raise UserError(f"cannot write the index: {error}.") from error
