@@ -13,6 +13,7 @@ import pathlib
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -32,14 +33,31 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _PART = flags.DEFINE_enum(
     "part", "validation", ["validation", "test"], "Classes to evaluate on."
 )
-_PATH = flags.DEFINE_string("path", None, "data.path, where the data set has one.")
-_FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the workdirs go.")
+PATH = flags.DEFINE_string("path", None, "data.path, where the data set has one.")
+FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the workdirs go.")
 
 
-def done(data: str, row: str, seed: int, part: str) -> bool:
-    """Whether a run's line is there."""
-    wanted = {"data": data, "row": row, "seed": seed, "part": part}
-    return any(wanted.items() <= line.items() for line in read_lines())
+def asked() -> Iterator[tuple[str, str, int, str]]:
+    """Data, row, seed and part of each run that the flags name."""
+    unknown = set(_ROWS.value) - grid.ROWS.keys()
+    if unknown:
+        raise app.UsageError(f"no row {sorted(unknown)}; there are {list(grid.ROWS)}")
+    for seed in map(int, _SEEDS.value):
+        for row in _ROWS.value:
+            yield _DATA.value, row, seed, _PART.value
+
+
+def done(
+    data: str, row: str, seed: int, part: str, file: pathlib.Path | None = None
+) -> bool:
+    """Whether a run's line is there, by default in `runs.jsonl`."""
+    wanted = named(data, row, seed, part)
+    return any(wanted.items() <= line.items() for line in read_lines(file))
+
+
+def named(data: str, row: str, seed: int, part: str) -> dict:
+    """The fields of a line that tell its run."""
+    return {"data": data, "row": row, "seed": seed, "part": part}
 
 
 def read_lines(file: pathlib.Path | None = None) -> list[dict]:
@@ -56,42 +74,56 @@ def run(
     """Trains and evaluates a row, or goes on with it; returns its line."""
     from abe_jax import train
 
-    commit = _commit()
+    measured_by = made_by()  # the code that is there now
     start, pretrained = grid.DATA[data].start, None
     if start is not None:
-        first = _config_and_workdir(start, "1-head", seed, part, path, folder, 0)
+        first = config_and_workdir(start, "1-head", seed, part, path, folder)
         train.train_and_evaluate(*first)  # at once, where it is there
         pretrained = first[1]
     began, members = time.perf_counter(), grid.ROWS[row].members
     runs = []
     for member in range(members):
-        runs.append(_config_and_workdir(data, row, seed, part, path, folder, member))
+        runs.append(config_and_workdir(data, row, seed, part, path, folder, member))
         runs[-1][0].model.pretrained = pretrained
         train.train_and_evaluate(*runs[-1])
     measured = _measured(runs[0][1]) if members == 1 else _measured_together(runs)
     config = runs[0][0]
     return {
-        **{"data": data, "row": row, "seed": seed, "part": part},
+        **named(data, row, seed, part),
         "overrides": grid.DATA[data].overrides | grid.ROWS[row].overrides,
         "steps": config.train.steps,
         "seconds": round(time.perf_counter() - began),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "jax": metadata.version("jax"),
+        **measured_by,
         **{k: v for k, v in measured.items() if k != "step"},
     }
 
 
-def _config_and_workdir(
+def made_by() -> dict[str, str]:
+    """The commit, date and versions, of a line."""
+    return {
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "jax": metadata.version("jax"),
+    }
+
+
+def append(line: dict, file: pathlib.Path | None = None) -> None:
+    """Adds a line to a file, by default to `runs.jsonl`."""
+    with (RUNS_FILE if file is None else file).open("a") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+def config_and_workdir(
     data: str,
     row: str,
     seed: int,
     part: str,
     path: str | None,
     folder: pathlib.Path,
-    member: int,
+    member: int = 0,
 ) -> tuple[Any, str]:
+    """The config of a run, or of one of its members, and where it trains."""
     config = grid.config_of(data, row, seed + 1000 * member, part, path)
     config.model.embedding_dim //= grid.ROWS[row].members
     name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
@@ -117,7 +149,7 @@ def _commit() -> str:
     """Of the code that is there now; "-dirty" if files differ, beside those lines."""
     changed = _output(
         *("git", "status", "--porcelain", "-uno", "--", ":/"),
-        ":(top,exclude)studies/runs.jsonl",
+        ":(top,exclude)studies/*.jsonl",
     )
     return _output("git", "rev-parse", "--short", "HEAD") + "-dirty" * bool(changed)
 
@@ -131,18 +163,11 @@ def _output(*command: str) -> str:
 
 def main(_) -> None:
     host_memory.use_large_pages()  # as abe_jax.main does
-    unknown = set(_ROWS.value) - grid.ROWS.keys()
-    if unknown:
-        raise app.UsageError(f"no row {sorted(unknown)}; there are {list(grid.ROWS)}")
-    for seed in map(int, _SEEDS.value):
-        for row in _ROWS.value:
-            key = (_DATA.value, row, seed, _PART.value)
-            if done(*key):
-                print(f"{key} has its line in {RUNS_FILE.name}")
-                continue
-            line = run(*key, _PATH.value, pathlib.Path(_FOLDER.value))
-            with RUNS_FILE.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    for key in asked():
+        if done(*key):
+            print(f"{key} has its line in {RUNS_FILE.name}")
+        else:
+            append(run(*key, PATH.value, pathlib.Path(FOLDER.value)))
 
 
 if __name__ == "__main__":

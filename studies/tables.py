@@ -4,24 +4,29 @@
 
 A table stands between `<!-- runs DATA PART -->` and `<!-- end -->`: a row of the grid a
 line, with mean and standard deviation of three seeds or more, or the values of two.
-`<!-- earlier -->` is the table of `studies/earlier.jsonl`. The rest of the page is
+`<!-- earlier -->` is the table of `studies/earlier.jsonl`, `<!-- limits -->` that of
+`studies/limits.jsonl`. The rest of the page is
 written by hand.
 """
 
 import collections
+import operator
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from studies import grid, run
+from studies import grid, limits, run
 
 PAGE = run.RUNS_FILE.parents[1] / "docs" / "results.md"
 
 _BLOCK = re.compile(
-    r"(<!-- (?:runs (\w+) (\w+)|earlier) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?:runs (\w+) (\w+)|(earlier|limits)) -->\n).*?(<!-- end -->)", re.DOTALL
 )
+
+
+_Column = tuple[str, Callable[[dict], float | None], float, int]
 
 
 def _diversity(name: str) -> Callable[[dict], float | None]:
@@ -33,7 +38,7 @@ def _diversity(name: str) -> Callable[[dict], float | None]:
 
 
 # Heading, what it is of a line, factor, decimals.
-_COLUMNS: tuple[tuple[str, Callable[[dict], float | None], float, int], ...] = (
+_COLUMNS: tuple[_Column, ...] = (
     ("ensemble R@1", lambda line: line["recall"]["1"], 100, 1),
     ("mean learner", lambda line: line["mean_learner"]["recall"]["1"], 100, 1),
     ("MAP@R", lambda line: line["map_at_r"], 100, 1),
@@ -45,14 +50,27 @@ _COLUMNS: tuple[tuple[str, Callable[[dict], float | None], float, int], ...] = (
     ("10 nearest in common", _diversity("neighbour_overlap"), 1, 2),
     ("positive cosine", _diversity("positive_cosine"), 1, 2),
 )
+_LIMITS: tuple[_Column, ...] = (
+    ("classes trained on", operator.itemgetter("trained"), 100, 1),
+    ("classes held out", operator.itemgetter("evaluated"), 100, 1),
+    ("a fifth of those trained on", operator.itemgetter("trained_fifth"), 100, 1),
+    ("a fifth of those held out", operator.itemgetter("evaluated_fifth"), 100, 1),
+    ("wrong ones by the same artist", operator.itemgetter("wrong_same_artist"), 100, 0),
+    ("of all images", operator.itemgetter("same_artist"), 100, 0),
+)
 
 
-def table(lines: Sequence[dict], keys: Sequence[str] = ("row",)) -> str:
+def table(
+    lines: Sequence[dict],
+    keys: Sequence[str] = ("row",),
+    columns: Sequence[_Column] = _COLUMNS,
+) -> str:
     """Markdown: a line for all seeds of a run, in the grid's order.
 
     Args:
       lines: of runs.
       keys: fields of a line that tell runs apart, "row" at the end; a column each.
+      columns: what is told of them.
     """
     order = {
         "data": list(grid.DATA),
@@ -66,11 +84,11 @@ def table(lines: Sequence[dict], keys: Sequence[str] = ("row",)) -> str:
     def place(names: tuple[str, ...]) -> list[int]:
         return [order[key].index(n) for key, n in zip(keys, names, strict=True)]
 
-    head = [*keys, "seeds", *(title for title, *_ in _COLUMNS)]
+    head = [*keys, "seeds", *(title for title, *_ in columns)]
     text = [head, ["---"] * len(head)]
     for names in sorted(runs, key=place):
         seeds = sorted(runs[names], key=lambda line: line["seed"])
-        cells = [_cell([of(r) for r in seeds], f, d) for _, of, f, d in _COLUMNS]
+        cells = [_cell([of(r) for r in seeds], f, d) for _, of, f, d in columns]
         text.append([*names, str(len(seeds)), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in text)
 
@@ -85,13 +103,20 @@ def _cell(values: Sequence[float | None], factor: float, decimals: int) -> str:
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
 
 
-def fill(page: str, lines: Sequence[dict], earlier: Sequence[dict] = ()) -> str:
+def fill(
+    page: str,
+    lines: Sequence[dict],
+    earlier: Sequence[dict] = (),
+    limited: Sequence[dict] = (),
+) -> str:
     """The page with its tables made anew."""
 
     def block(match: re.Match) -> str:
-        head, data, part, end = match.groups()
-        if data is None:
+        head, data, part, other, end = match.groups()
+        if other == "earlier":
             return f"{head}{table(earlier, ('data', 'part', 'row'))}{end}"
+        if other == "limits":
+            return f"{head}{table(limited, ('data', 'row'), _LIMITS)}{end}"
         wanted = [x for x in lines if (x["data"], x["part"]) == (data, part)]
         return f"{head}{table(wanted)}{end}"
 
@@ -100,8 +125,8 @@ def fill(page: str, lines: Sequence[dict], earlier: Sequence[dict] = ()) -> str:
 
 def main(page: pathlib.Path = PAGE) -> None:
     """Rewrites the page in place."""
-    earlier = run.read_lines(run.EARLIER_FILE)
-    page.write_text(fill(page.read_text(), run.read_lines(), earlier))
+    files = (run.RUNS_FILE, run.EARLIER_FILE, limits.FILE)
+    page.write_text(fill(page.read_text(), *map(run.read_lines, files)))
 
 
 if __name__ == "__main__":

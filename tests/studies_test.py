@@ -1,6 +1,8 @@
 """The study: its rows are configs, a run is one line, tables come from the lines."""
 
+import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from tiny import replace_models
 from train_test import small_config
 
 from abe_jax import data, evaluate, models
-from studies import figures, grid, picture, run, tables
+from studies import figures, grid, limits, picture, run, tables
 
 
 @pytest.mark.parametrize("row", grid.ROWS)
@@ -53,6 +55,38 @@ def test_members_are_concatenated(tiny, monkeypatch):
     assert not run.done("birds", "2 x abe", 0, "test")
     run.RUNS_FILE.write_text(json.dumps(line) + "\n")
     assert run.done("birds", "2 x abe", 0, "test")
+
+
+@pytest.mark.slow
+def test_limits_are_measured_on_both_parts(tiny, monkeypatch):
+    monkeypatch.setattr(limits, "PARTS", 2)  # of four classes
+    line = run.run("birds", "abe-4", 0, "test", None, tiny)
+    key = run.config_and_workdir("birds", "abe-4", 0, "test", None, tiny)
+    found = limits.measure(*key)
+    assert found["evaluated"] == line["recall"]["1"]
+    assert found["evaluated_fifth"] >= found["evaluated"]  # fewer to be mistaken for
+    splits = data.create(key[0].data)
+    labels, names = splits.evaluation.labels, splits.evaluation.names
+    pairs = [
+        pathlib.PurePath(names[i]).stem == pathlib.PurePath(names[j]).stem
+        for i, j in itertools.product(range(len(names)), repeat=2)
+        if labels[i] != labels[j]
+    ]
+    np.testing.assert_allclose(found["same_artist"], np.mean(pairs))
+
+
+def test_wrong_neighbours_of_the_same_artist():
+    rows = np.eye(6, dtype=np.float32)[[0, 0, 1, 1, 2, 2], None]
+
+    class Part:
+        # Pairs of equal rows: one class; two classes of one artist, and of two.
+        labels = np.array([0, 0, 1, 2, 3, 4])
+        names = ("a/x.png", "a/y.png", "b/x.png", "c/x.png", "d/x.png", "e/y.png")
+
+    found = limits.by_artist(rows, Part())
+    assert found["wrong_same_artist"] == 0.5
+    # Of 14 pairs of images of two classes, 6 are both by x and 1 by y.
+    assert found["same_artist"] == 7 / 14
 
 
 def test_tables_have_mean_deviation_and_number():
@@ -148,7 +182,8 @@ def test_the_picture_frames_what_is_right_and_wrong():
 def test_the_page_has_the_tables_of_the_committed_lines():
     page = tables.PAGE.read_text()
     earlier = run.read_lines(run.EARLIER_FILE)
-    assert tables.fill(page, run.read_lines(), earlier) == page
+    limited = run.read_lines(limits.FILE)
+    assert tables.fill(page, run.read_lines(), earlier, limited) == page
 
 
 def test_the_committed_lines_are_whole():
