@@ -86,7 +86,8 @@ def two_processes(*arguments):
     "model",
     [
         pytest.param(
-            [*SMALL, "--config.model.trunk=googlenet_bn"], marks=pytest.mark.slow
+            ["--config=tests/short.py", *SMALL[1:], "--config.model.trunk=short_bn"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(["--config=configs/quickstart.py"], marks=pytest.mark.campaign),
     ],

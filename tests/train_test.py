@@ -4,6 +4,7 @@ import collections
 
 import jax
 import pytest
+from tiny import replace_models
 
 from abe_jax import evaluate, train, train_step
 from abe_jax.train import progress
@@ -76,10 +77,10 @@ def guarded_steps(monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_function_is_traced_once(tmp_path, traces, guarded_steps):
+def test_every_function_is_traced_once(tmp_path, traces, guarded_steps, monkeypatch):
     """In 50 steps and three evaluations, the untrained model's included."""
+    replace_models(monkeypatch)
     config = small_config()
-    config.model.update(trunk="vit_small_patch16", attention_blocks=1)
     metrics = train.train_and_evaluate(config, str(tmp_path))
     assert metrics["eval/recall@1"] >= 0
     assert traces == {"make_train_step": 1, "make_embed_step": 1}

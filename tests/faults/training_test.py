@@ -37,14 +37,6 @@ def assert_same(found, want):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.fixture
-def finished(tiny, tmp_path):
-    """A run of eight steps that nothing disturbed."""
-    workdir = tmp_path / "finished"
-    train.train_and_evaluate(tiny(), str(workdir))
-    return workdir
-
-
 class Killed(BaseException):
     """Stands in for the death of the process: nothing catches it."""
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from losses_test import LABELS, random_embeddings
+from tiny import replace_models
 from train_test import small_config
 
 import abe_jax
@@ -165,13 +166,13 @@ def test_proxies_of_other_sizes_are_refused():
 
 
 @pytest.mark.slow
-def test_proxies_are_trained_saved_and_restored(tmp_path):
+def test_proxies_are_trained_saved_and_restored(tmp_path, monkeypatch):
     """Training in two halves ends in the same proxies; a model is used without them."""
+    replace_models(monkeypatch)
     stored = {}
     for name, stops in {"whole": (4,), "halves": (2, 4)}.items():
         for steps in stops:
             config = small_config()
-            config.model.update(trunk="vit_small_patch16", attention_blocks=1)
             config.loss.name = "proxy_anchor"
             config.train.update(steps=steps, schedule="constant", loss_factor=100.0)
             train.train_and_evaluate(config, str(tmp_path / name))
