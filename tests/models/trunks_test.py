@@ -105,13 +105,15 @@ def test_options_change_little(trunk):
     """bfloat16 rounds; computing blocks again changes nothing."""
     _, _, _, plain, _ = one_step(small_config(trunk))
     _, _, _, again, _ = one_step(small_config(trunk, rematerialize=True))
-    _, _, _, rounded, _ = one_step(small_config(trunk, dtype="bfloat16"))
     np.testing.assert_allclose(again["loss"], plain["loss"], rtol=1e-5)
     np.testing.assert_allclose(
         again["gradient_norm"], plain["gradient_norm"], rtol=1e-3
     )
+    frozen = {"freeze_batch_norm": True} if trunk == "resnet50" else {}
+    if frozen:  # eight values a channel in its last blocks would enlarge rounding
+        _, _, _, plain, _ = one_step(small_config(trunk, **frozen))
+    _, _, _, rounded, _ = one_step(small_config(trunk, dtype="bfloat16", **frozen))
     assert rounded["gradient_norm"] != plain["gradient_norm"]  # a loss may be at bounds
-    # Most in ResNet-50, whose batch norm has few values here.
     np.testing.assert_allclose(rounded["loss"], plain["loss"], rtol=0.1)
 
 
