@@ -29,7 +29,6 @@ PROTOCOLS = {
 }
 # Those whose `model` sections differ; the others start with the smallest network.
 OWN_MODEL = {"quickstart", "photos", "emoji64", "cub200", "cub200_resnet50"}
-QUICK = {"quickstart", "photos", *(set(CONFIGS) - OWN_MODEL)}
 RESNETS = {f"{name}_resnet50": name for name in sorted(PREPARED)}
 
 
@@ -77,7 +76,7 @@ def test_another_trunk_is_all_that_differs(name, base):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in OWN_MODEL)) for n in CONFIGS],
 )
 def test_one_step(name, photos, data_dir, tmp_path, monkeypatch):
     module = importlib.import_module(f"configs.{name}")

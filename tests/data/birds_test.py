@@ -121,6 +121,7 @@ def test_a_part_changes_its_own_pixels_only(part: int):
     assert changed > 12 * 8
 
 
+@pytest.mark.slow
 def test_raw_pixels_do_not_tell_the_classes(data: Birds):
     # The last half of the classes, as in the zero-shot split, at 16 x 16 pixels.
     start = 64 * 24

@@ -130,6 +130,7 @@ def test_stop_without_a_run_says_so_and_is_no_failure(vm):
         assert vm.call("run", *FLAGS, ROLES="").returncode == 0
 
 
+@pytest.mark.slow
 def test_stop_given_twice_signals_once(vm):
     """As gcloud does when the connection breaks; a second signal ends a save."""
     vm.start(SAVE_SECONDS="2")
