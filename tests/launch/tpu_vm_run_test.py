@@ -219,6 +219,7 @@ def test_setup_fails_with_what_fails_in_it(committed, failing):
     assert (committed.home / "calls").read_text().splitlines() == CALLS[: failing + 1]
 
 
+@pytest.mark.slow
 def test_setup_leaves_a_run_alone(committed):
     committed.start()
     refused = committed.call("setup")

@@ -41,7 +41,11 @@ def search(rows, k, **options):
 
 # Whole tiles, a part of one, groups of padding only, and one row beyond a group.
 @pytest.mark.parametrize(
-    ("number", "k"), [(1024, 1), (1100, 1), (2049, 2), (3300, 3), (10_300, 10)]
+    ("number", "k"),
+    [
+        *((1024, 1), (1100, 1), (2049, 2), (3300, 3)),
+        pytest.param(10_300, 10, marks=pytest.mark.slow),
+    ],
 )
 def test_equal_to_a_stable_sort(number, k, calls):
     rows = whole_rows(number)
