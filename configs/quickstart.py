@@ -5,9 +5,9 @@
 128 species train, 32 others test; every image is drawn by
 `abe_jax/data/datasets/birds.py`. Batches are the paper's, of positive and negative
 pairs. The rate is so high because at half of it the divergence loss keeps the learners
-of some seeds from learning in so few steps (validation classes, docs/results.md). All
-settings are ours, for a short run; the drawing and they were tuned by looking at such
-runs, so the figure shows that training works and compares with nothing.
+of some seeds from learning in so few steps (docs/results.md). All settings are ours,
+for a short run; the drawing and they were tuned by looking at such runs, so the figure
+shows that training works and compares with nothing.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """What limits a trained run on emoji64: generalisation, the number of classes, style.
 
-    python -m studies.limits --data=emoji64_config --rows=abe-4 --path=emoji64.zip
+    python -m studies.limits --data=emoji64_tuned --path=emoji64 --part=test
 
 Measures runs whose workdirs `studies.run` left, by embedding the images they were
 trained on as well; a committed line of `studies/limits.jsonl` each.
@@ -52,14 +52,14 @@ def measure(config: Any, workdir: str) -> dict[str, float]:
 
 def main(_) -> None:
     """A line for each run that the flags name."""
-    for key in run.asked():
-        if run.done(*key, FILE):
-            print(f"{key} has its line in {FILE.name}")
-            continue
-        folder = pathlib.Path(run.FOLDER.value)
-        config, workdir = run.config_and_workdir(*key, run.PATH.value, folder)
-        found = measure(config, workdir)
-        run.append(run.named(*key) | run.made_by() | found, FILE)
+    folder = pathlib.Path(run.FOLDER.value)
+
+    def line_of(data: str, row: str, seed: int, part: str) -> dict:
+        key = data, row, seed, part
+        found = measure(*run.config_and_workdir(*key, run.PATH.value, folder))
+        return run.named(*key) | run.made_by() | found
+
+    run.add_lines(line_of, FILE)
 
 
 def _recall(rows: np.ndarray, labels: np.ndarray) -> float:

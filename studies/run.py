@@ -8,12 +8,13 @@ A run goes through the same `train_and_evaluate` as everyone's. Its line in
 what it measured. A run whose line is there is not run again.
 """
 
+import functools
 import json
 import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -108,10 +109,20 @@ def made_by() -> dict[str, str]:
     }
 
 
-def append(line: dict, file: pathlib.Path | None = None) -> None:
-    """Adds a line to a file, by default to `runs.jsonl`."""
-    with (RUNS_FILE if file is None else file).open("a") as lines:
-        lines.write(json.dumps(line) + "\n")
+def add_lines(line_of: Callable[..., dict], file: pathlib.Path) -> None:
+    """Adds the line of each run that the flags name and that is not there.
+
+    Args:
+      line_of: gives it, of the run's data, row, seed and part.
+      file: of lines.
+    """
+    for key in asked():
+        if done(*key, file):
+            print(f"{key} has its line in {file.name}")
+            continue
+        line = line_of(*key)
+        with file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
 
 
 def config_and_workdir(
@@ -163,11 +174,8 @@ def _output(*command: str) -> str:
 
 def main(_) -> None:
     host_memory.use_large_pages()  # as abe_jax.main does
-    for key in asked():
-        if done(*key):
-            print(f"{key} has its line in {RUNS_FILE.name}")
-        else:
-            append(run(*key, PATH.value, pathlib.Path(FOLDER.value)))
+    own = {"path": PATH.value, "folder": pathlib.Path(FOLDER.value)}
+    add_lines(functools.partial(run, **own), RUNS_FILE)
 
 
 if __name__ == "__main__":
