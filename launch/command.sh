@@ -5,7 +5,9 @@ dry_run=''
 
 # Prints the comment at the top of the script.
 help() {
-  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
+  local folder
+  folder=$(dirname "${BASH_SOURCE[0]}") # not that of $0: the script may have left it
+  awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$folder/${0##*/}"
   exit 0
 }
 

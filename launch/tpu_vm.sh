@@ -162,7 +162,8 @@ stop() {
  echo 'launch: no run is going on.' >&2; exit 0; fi;\
  cd abe_jax; if ! cmp -s run.pid stopped.pid; then\
  cp run.pid stopped.pid; kill -TERM \"\$(cat run.pid)\" || true; fi;\
- timeout 600 tail --pid=\"\$(cat run.pid)\" -f /dev/null"
+ timeout 600 tail --pid=\"\$(cat run.pid)\" -f /dev/null || {\
+ echo 'launch: the run is still saving; give stop again before delete.' >&2; exit 1; }"
 }
 
 case $verb in

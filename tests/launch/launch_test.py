@@ -69,6 +69,15 @@ def test_help_names_every_option(script):
     assert "SBATCH --" not in done.stdout
 
 
+@pytest.mark.parametrize("script", ["gpu.sh", "local_processes.sh", "tpu_vm.sh"])
+def test_help_of_a_script_called_by_a_relative_path(script):
+    done = subprocess.run(
+        [f"./{script}", "--help"], cwd=ROOT / "launch", capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == call(script, "--help").stdout
+
+
 CREATED = {
     ("--type=v6e-8",): (
         "tpu-vm create my-tpu --accelerator-type=v6e-8 --version=v2-alpha-tpuv6e"

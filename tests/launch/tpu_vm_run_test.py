@@ -31,9 +31,11 @@ echo "${PWD##*/}: $*" >>"$HOME/calls"
 [[ ! ${FAIL_AT-} || $* != *"$FAIL_AT"* ]] || { echo 'no such package' >&2; exit 9; }
 """
 
-# Of a run that will go on one second, in place of five, shows it.
+# Of a run that will go on one second, in place of five, shows it; nor does `stop` wait
+# for ten minutes.
 TIMEOUT = """#!/usr/bin/env bash
-exec "$REAL_TIMEOUT" "${1/#5/${SHOWN_AFTER-5}}" "${@:2}"
+seconds=${1/#5/${SHOWN_AFTER-5}}
+exec "$REAL_TIMEOUT" "${seconds/#600/${WAITED-600}}" "${@:2}"
 """
 
 
@@ -128,6 +130,15 @@ def test_stop_without_a_run_says_so_and_is_no_failure(vm):
         assert said == "launch: no run is going on."
         assert REMINDER in reminder
         assert vm.call("run", *FLAGS, ROLES="").returncode == 0
+
+
+def test_stop_of_a_run_that_saves_for_long_says_so(vm):
+    vm.start(SAVE_SECONDS="2")
+    waited = vm.call("stop", WAITED="0.1")
+    assert waited.returncode == 1
+    assert "still saving; give stop again before delete." in waited.stderr
+    assert vm.call("stop").returncode == 0
+    assert vm.log()[-1] == "saved on SIGTERM"
 
 
 @pytest.mark.slow

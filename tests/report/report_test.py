@@ -316,6 +316,9 @@ def test_the_papers_recall_stands_in_no_other_column(evaluation, monkeypatch):
     (paper,) = [row for row in table["rows"] if "in the paper" in row["name"]]
     cells = dict(zip(table["titles"], paper["cells"], strict=True))
     assert cells["R@1"] == "0.606" and cells["H@1"] == ""
+    content["protocol"]["box_crop"] = True
+    (paper,) = [r for r in report._table(content, [])["rows"] if "paper" in r["name"]]
+    assert paper["cells"][0] == "0.706" and set(paper["cells"][1:]) == {""}
 
 
 def test_other_data_stands_beside_nothing_of_the_run(workdir, evaluation):
