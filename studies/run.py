@@ -4,8 +4,8 @@
     python -m studies.run --data=emoji64 --path=emoji64.zip --rows=abe-4 --part=test
 
 A run goes through the same `train_and_evaluate` as everyone's. Its line in
-`studies/runs.jsonl` holds what made it (row, seed, overrides, commit, versions) and
-what it measured. A run whose line is there is not run again.
+`studies/runs.jsonl`, or `--lines`, holds what made it (row, seed, overrides, commit,
+versions) and what it measured. A run whose line is there is not run again.
 """
 
 import functools
@@ -36,6 +36,7 @@ _PART = flags.DEFINE_enum(
 )
 PATH = flags.DEFINE_string("path", None, "data.path, where the data set has one.")
 FOLDER = flags.DEFINE_string("folder", "runs/study", "Where the workdirs go.")
+_LINES = flags.DEFINE_string("lines", None, "File of lines, if not the committed one.")
 
 
 def asked() -> Iterator[tuple[str, str, int, str]]:
@@ -114,8 +115,9 @@ def add_lines(line_of: Callable[..., dict], file: pathlib.Path) -> None:
 
     Args:
       line_of: gives it, of the run's data, row, seed and part.
-      file: of lines.
+      file: of lines, where `--lines` names no other.
     """
+    file = pathlib.Path(_LINES.value or file)
     for key in asked():
         if done(*key, file):
             print(f"{key} has its line in {file.name}")

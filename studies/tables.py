@@ -56,7 +56,7 @@ _LIMITS: tuple[_Column, ...] = (
     ("a fifth of those trained on", operator.itemgetter("trained_fifth"), 100, 1),
     ("a fifth of those held out", operator.itemgetter("evaluated_fifth"), 100, 1),
     ("wrong ones by the same artist", operator.itemgetter("wrong_same_artist"), 100, 0),
-    ("of all images", operator.itemgetter("same_artist"), 100, 0),
+    ("of all images of other classes", operator.itemgetter("same_artist"), 100, 0),
 )
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from tiny import replace_models
 from train_test import small_config
 
@@ -55,6 +56,15 @@ def test_members_are_concatenated(tiny, monkeypatch):
     assert not run.done("birds", "2 x abe", 0, "test")
     run.RUNS_FILE.write_text(json.dumps(line) + "\n")
     assert run.done("birds", "2 x abe", 0, "test")
+
+
+def test_lines_go_to_a_file_of_ones_own_once(tmp_path):
+    own = tmp_path / "again.jsonl"
+    asked = {"data": "birds", "rows": ["1-head"], "seeds": ["0", "1"]}
+    with flagsaver.flagsaver(**asked, lines=str(own)):
+        for _ in range(2):
+            run.add_lines(run.named, run.RUNS_FILE)
+    assert [line["seed"] for line in run.read_lines(own)] == [0, 1]
 
 
 @pytest.mark.slow
