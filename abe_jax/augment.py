@@ -76,7 +76,15 @@ def changes_nothing(config) -> bool:
 
 
 def centre_crop(images: jax.Array, size: int) -> jax.Array:
-    """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, float32 at least."""
+    """The middle `[B, size, size, 3]` of images `[B, H, W, 3]`, float32 at least.
+
+    Raises:
+      ValueError: the images are smaller.
+    """
+    if size > min(images.shape[1:3]):
+        raise ValueError(
+            f"{images.shape[1:3]} pixels have no middle of {size} x {size}."
+        )
     top, left = (images.shape[1] - size) // 2, (images.shape[2] - size) // 2
     return images[:, top : top + size, left : left + size].astype(working_dtype())
 

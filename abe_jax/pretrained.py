@@ -20,8 +20,9 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
 
     Returns:
       a trunk of width 1 with the file's weights, as in use: batch norm, which only
-      torchvision's form has, takes its running averages. For training
-      `nnx.view(trunk, use_running_average=False)` takes those of the batch.
+      torchvision's form has, takes its running averages. To train in a program that is
+      mapped over an axis "data", `nnx.view(trunk, use_running_average=False)` takes
+      those of the batch.
 
     Raises:
       UserError: the file cannot be read, is another network's, or holds values that
@@ -33,5 +34,4 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
     model = nnx.eval_shape(lambda: GoogLeNet(form, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     found = {key: values[key[1:]] for key in weights.flat(state)}
-    trunk = nnx.merge(graphdef, nnx.State(traverse_util.unflatten_dict(found)))
-    return nnx.view(trunk, use_running_average=True, raise_if_not_found=False)
+    return nnx.merge(graphdef, nnx.State(traverse_util.unflatten_dict(found)))

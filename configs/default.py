@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
     # layer3 (the default) or layer2 of a ResNet, block6 (the default), or block1 to
     # block12, of a ViT.
     model.branch = placeholder(str)
-    # Blocks behind S that the attention branch copies; by default 5 (the paper's), the
-    # next layer of a ResNet, 2 of a ViT (ours).
+    # ABE's alone: blocks behind S that the attention branch copies; by default 5 (the
+    # paper's), the next layer of a ResNet, 2 of a ViT (ours).
     model.attention_blocks = placeholder(int)
     # Initial weights of ABE's masks, as a factor on Glorot's (ours): above 1 masks
     # start less alike.

@@ -169,6 +169,10 @@ def test_centre_crop(images):
     np.testing.assert_array_equal(
         augment.centre_crop(jnp.asarray(images), 8), images[:, 4:12, 4:12]
     )
+    with pytest.raises(
+        ValueError, match=r"\(16, 16\) pixels have no middle of 17 x 17"
+    ):
+        augment.centre_crop(jnp.asarray(images), 17)
 
 
 def test_keys_do_not_depend_on_how_positions_are_split():

@@ -1,5 +1,6 @@
 """The code of docs/extending.md does what the page says."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import SMALL
+from flax import nnx
 from train_test import small_config
 
 from abe_jax import evaluate, losses, parallel, retrieval, train
@@ -62,6 +64,19 @@ def test_a_trunk_trains_with_the_other_models(name, tmp_path, monkeypatch):
     assert 0 <= metrics["eval/recall@1"] <= 1
     learners = {k.split("/")[1] for k in metrics if k.startswith("eval/learner_")}
     assert len(learners) == (1 if name == "one_head" else 2)
+
+
+def test_a_trunk_computes_in_the_dtype_that_it_is_given():
+    tiny = dataclasses.replace(code_of("A trunk")["TINY"], dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    maps, features = jax.eval_shape(
+        lambda x: [
+            tiny.section(stages, rngs=nnx.Rngs(0))(x)
+            for stages in (tiny.stages[:2], tiny.stages)
+        ],
+        images,
+    )
+    assert (maps.dtype, features.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_a_loss_is_that_of_one_device_on_several(monkeypatch):

@@ -47,19 +47,20 @@ def proxy_anchor_loss(
     """
     check_embeddings(embeddings)
     check_labels(labels, embeddings.shape[0])
-    learners, classes, dim = proxies.shape
-    if (learners, dim) != embeddings.shape[1:]:
+    if proxies.ndim != 3 or proxies.shape[::2] != embeddings.shape[1:]:
         raise ValueError(
             f"proxies must be [learners, classes, dimensions] of embeddings "
             f"{list(embeddings.shape)}; these are {list(proxies.shape)}."
         )
     images = at_least_float32(embeddings)
-    images, labels = of_all_devices(images, labels, axis_name)
+    # Labels of few bits cannot count all classes.
+    images, labels = of_all_devices(images, labels.astype(jnp.int32), axis_name)
+    classes = proxies.shape[1]
     first, number = 0, classes
     if axis_name is not None:
         number = -(-classes // jax.lax.axis_size(axis_name))
         first = jax.lax.axis_index(axis_name) * number
-    own = (first + jnp.arange(number, dtype=jnp.int32)).astype(labels.dtype)
+    own = first + jnp.arange(number, dtype=jnp.int32)
     exists = own < classes  # the last device may have fewer
     taken = jnp.take(proxies, jnp.minimum(own, classes - 1), axis=1)
     lengths = jnp.linalg.norm(taken, axis=-1, keepdims=True)

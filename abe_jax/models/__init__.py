@@ -90,7 +90,9 @@ def check(config) -> None:
     learners = 1 if config.name == "one_head" else config.num_learners
     dim_of_learner(learners, config.embedding_dim)
     trunk = _trunk(config)
-    trunk.copied_stages(config.get("branch"), config.get("attention_blocks"))
+    trunk.split(config.get("branch"))
+    if config.name == "abe":
+        trunk.copied_stages(config.get("branch"), config.get("attention_blocks"))
     if trunk.freeze_batch_norm and not trunk.has_batch_norm:
         having = ", ".join(repr(n) for n, t in TRUNKS.items() if t.has_batch_norm)
         raise UserError(

@@ -30,7 +30,9 @@ class BatchNorm(nnx.BatchNorm):
         frozen: bool,
         rngs: nnx.Rngs,
     ):
-        """Makes a layer with running averages 0 and 1.
+        """Makes a layer with running averages 0 and 1, which it uses.
+
+        To train, `nnx.view(model, use_running_average=False)`.
 
         Args:
           num_features: C.
@@ -39,7 +41,12 @@ class BatchNorm(nnx.BatchNorm):
           rngs: asked by Flax; scale starts at 1, bias at 0.
         """
         super().__init__(
-            num_features, momentum=0.9, epsilon=epsilon, axis_name=DATA_AXIS, rngs=rngs
+            num_features,
+            use_running_average=True,
+            momentum=0.9,
+            epsilon=epsilon,
+            axis_name=DATA_AXIS,
+            rngs=rngs,
         )
         self.frozen = frozen
 

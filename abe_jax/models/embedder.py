@@ -57,7 +57,12 @@ def dim_of_learner(num_learners: int, embedding_dim: int) -> int:
     Raises:
       UserError: the learners cannot share D equally.
     """
-    if num_learners < 1 or embedding_dim < 1 or embedding_dim % num_learners:
+    if min(num_learners, embedding_dim) < 1:
+        raise UserError(
+            f"model.num_learners = {num_learners} and model.embedding_dim = "
+            f"{embedding_dim} must be 1 or more."
+        )
+    if embedding_dim % num_learners:
         raise UserError(
             f"model.embedding_dim = {embedding_dim} is not divisible by "
             f"model.num_learners = {num_learners}; each learner gets embedding_dim / "

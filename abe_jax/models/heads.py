@@ -79,14 +79,15 @@ class OneHead(Embedder):
         branch: str | None = None,
         rngs: nnx.Rngs,
     ):
-        """Makes a network with random weights. Args are those of `ABE`."""
-        trunk = trunk_of(trunk)
+        """Makes a network with random weights.
+
+        Args and what is raised are those of `ABE`.
+        """
+        trunk, dim = trunk_of(trunk), dim_of_learner(1, embedding_dim)
         stages_of_s, stages_of_g = trunk.split(branch)
         super().__init__(1, trunk=trunk, stages_of_s=stages_of_s, rngs=rngs)
         self.global_features = trunk.section(stages_of_g, rngs=rngs)
-        self.head = embedding_layer(
-            trunk.channels(stages_of_g[-1]), embedding_dim, rngs
-        )
+        self.head = embedding_layer(trunk.channels(stages_of_g[-1]), dim, rngs)
 
     def from_spatial(self, features: SpatialFeatures) -> jax.Array:
         """S's output to embeddings; see `__call__`."""

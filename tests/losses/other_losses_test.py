@@ -1,5 +1,7 @@
 """Multi-similarity and Proxy-Anchor: loops, devices, and a run with proxies."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,12 +159,23 @@ def test_large_exponents_stay_finite():
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_proxies_of_other_sizes_are_refused():
+def test_labels_of_few_bits_meet_more_classes_than_they_can_count():
     x = jnp.asarray(random_embeddings(2), jnp.float32)
-    with pytest.raises(ValueError, match=r"\[8, 2, 6\]; these are \[3, 4, 6\]"):
-        losses.proxy_anchor_loss(
-            x, jnp.zeros(8, jnp.int32), jnp.ones((3, 4, 6), jnp.float32)
-        )
+    proxies = jnp.asarray(proxies_of(2, classes=300), jnp.float32)
+    labels = np.asarray(LABELS["pairs"])
+    of_bits = [
+        losses.proxy_anchor_loss(x, jnp.asarray(labels, dtype), proxies)
+        for dtype in (jnp.int32, jnp.uint8, jnp.int8)
+    ]
+    assert of_bits[0] == of_bits[1] == of_bits[2]
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 6), (4, 6)])
+def test_proxies_of_other_sizes_are_refused(sizes):
+    x = jnp.asarray(random_embeddings(2), jnp.float32)
+    message = re.escape(f"[8, 2, 6]; these are {list(sizes)}")
+    with pytest.raises(ValueError, match=message):
+        losses.proxy_anchor_loss(x, jnp.zeros(8, jnp.int32), jnp.ones(sizes))
 
 
 @pytest.mark.slow

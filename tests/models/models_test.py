@@ -58,7 +58,6 @@ def _paths(state):
 def test_interface(name, trunk):
     model = _abstract(name=name, trunk=trunk)
     assert model.preprocessing == TRUNKS[trunk].preprocessing
-    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((2, 112, 112, 3), jnp.float32)
     embeddings = jax.eval_shape(
@@ -228,7 +227,10 @@ def test_new_layers(name):
         ({"attention_blocks": 0}, "can copy 1 to 7 blocks"),
         ({"trunk": "vgg"}, "'googlenet', 'googlenet_bn'"),
         ({"num_learners": 5}, "is not divisible"),
-        ({"num_learners": 0}, "is not divisible"),
+        (
+            {"num_learners": 0},
+            "num_learners = 0 and model.embedding_dim = 32 must be 1",
+        ),
         ({"width": 0.0}, "above 0"),
         ({"freeze_batch_norm": True}, "'googlenet_bn'"),
         (
@@ -284,6 +286,7 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
     [
         (models.ABE, {"num_learners": 3}, "512 is not divisible by model.num_learners"),
         (models.MHeads, {"embedding_dim": 4}, "4 is not divisible"),
+        (models.OneHead, {"embedding_dim": 0}, "model.embedding_dim = 0 must be 1 or"),
         (models.ABE, {"attention_blocks": 0}, "can copy 1 to 7 blocks of 'googlenet'"),
         (models.ABE, {"attention_blocks": 9}, "can copy 1 to 7 blocks"),
         (models.ABE, {"branch": "pool4"}, "known are 'pool3'"),
@@ -298,5 +301,7 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
 )
 def test_impossible_models_of_the_library(make, changes, message):
     sizes = {"num_learners": 8, "embedding_dim": 512, **changes}
+    if make is models.OneHead:
+        del sizes["num_learners"]
     with pytest.raises(UserError, match=re.escape(message)):
         make(**sizes, rngs=nnx.Rngs(0))
