@@ -1,9 +1,9 @@
-"""GoogLeNet with each kind of layer, and a third of what there is to compile.
+"""Trunks with each kind of layer, and a third of what there is to compile.
 
 As a config file it is the quickstart's, and the process that reads it has these trunks.
 """
 
-from abe_jax.models import googlenet
+from abe_jax.models import googlenet, resnet, vit
 from abe_jax.models.trunks import TRUNKS
 from configs import quickstart
 
@@ -22,6 +22,16 @@ SHORT = {
     for form in (googlenet.BVLC, googlenet.TORCHVISION)
     for name in [form.name.replace("googlenet", "short")]
 }
+
+
+def shorten(patch):
+    """Has the trunks of a few blocks in place of all, under their own names."""
+    for form in (googlenet.BVLC, googlenet.TORCHVISION):
+        patch.setitem(TRUNKS, form.name, Short(**vars(form)))
+    blocks = {"layer3": 2}
+    layers = {k: (blocks.get(k, 1), width) for k, (_, width) in resnet._LAYERS.items()}
+    patch.setattr(resnet, "_LAYERS", layers)
+    patch.setattr(vit, "_BLOCKS", ("block5", "block6", "block7", "block12"))
 
 
 def get_config():

@@ -3,6 +3,7 @@
 By benchmarks/tpu_compile.py, in a small form: ABE-2 at 64 x 64, 4 images a device.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -42,25 +43,25 @@ def compiled(process, folder):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """For four chips and for 256, side by side: one compilation keeps one core busy."""
-    folders = [tmp_path_factory.mktemp(name) for name in ("four", "many")]
-    four = start(folders[0], "v5e:2x2", ("step", "embed", "retrieval"))
-    with four, start(folders[1], "v5e:16x16", ("step",)) as many:
-        return compiled(four, folders[0]), compiled(many, folders[1])
+def all_compiled(tmp_path_factory):
+    """What `compiled` gives, by name; side by side, as each keeps one core busy."""
+    asked = {
+        "four chips": ("v5e:2x2", ("step", "embed", "retrieval")),
+        "256 chips": ("v5e:16x16", ("step",)),
+        "in turn": ("v5e:2x2", ("step",), "--in_turn"),
+    }
+    folders = {name: tmp_path_factory.mktemp("compiled") for name in asked}
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(start(folders[name], *options))
+            for name, options in asked.items()
+        }
+        return {name: compiled(processes[name], folders[name]) for name in asked}
 
 
 @pytest.fixture(scope="module")
-def four_chips(both):
-    return both[0]
-
-
-@pytest.fixture(scope="module")
-def in_turn(tmp_path_factory):
-    """A step whose learners run in turn: ({"step": its row}, {"step": its text})."""
-    folder = tmp_path_factory.mktemp("in_turn")
-    with start(folder, "v5e:2x2", ("step",), "--in_turn") as process:
-        return compiled(process, folder)
+def four_chips(all_compiled):
+    return all_compiled["four chips"]
 
 
 def check_collectives_of_a_step(text, chips):
@@ -96,19 +97,20 @@ def test_what_a_step_says_to_other_chips(four_chips):
     check_collectives_of_a_step(four_chips[1]["step"], 4)
 
 
-def test_a_step_of_256_chips(both):
-    rows, texts = both[1]
+def test_a_step_of_256_chips(all_compiled):
+    rows, texts = all_compiled["256 chips"]
     assert rows["step"]["topology"] == "v5e:16x16, 256 chips"
     check_collectives_of_a_step(texts["step"], 256)
 
 
-def test_a_step_with_learners_in_turn(in_turn):
+def test_a_step_with_learners_in_turn(all_compiled):
     """A loop over learners forward, one backward; gradients are still one sum."""
-    text = in_turn[1]["step"]
+    rows, texts = all_compiled["in turn"]
+    text = texts["step"]
     check_collectives_of_a_step(text, 4)
     loops = [i for i in hlo_text.instructions(text) if i.op == "while"]
     assert len(loops) == 2
-    check_bytes(in_turn[0]["step"], "GB of main memory")
+    check_bytes(rows["step"], "GB of main memory")
 
 
 @pytest.mark.parametrize("program", ["step", "embed", "retrieval"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import matplotlib
 import numpy as np
 
 from abe_jax import data
@@ -119,6 +118,8 @@ def _row(
     pictures: page.Pictures,
     kind: str,
 ) -> Row:
+    import matplotlib  # as in `plots`
+
     low, high = float(maps.min()), float(maps.max())
     shades = (maps - low) / max(high - low, 1e-9)
     colours = matplotlib.colormaps["viridis"](shades)[..., :3]

@@ -4,16 +4,18 @@ By matplotlib: its SVG is a few kilobytes of text without scripts. Libraries tha
 in the browser bring megabytes of JavaScript to every page.
 """
 
+from __future__ import annotations
+
 import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Told apart in light and dark and by the colour-blind (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -127,6 +129,10 @@ def _svg(
     *,
     right: float = 0.1,
 ) -> str:
+    # Here, as it takes half a second, and most that import this draw nothing.
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
     # Margins in inches: matplotlib's own layouts draw everything twice to find them.
     (width, height), left, bottom, top = size, 0.9, 0.5, 0.2
     place = left, bottom, width - left - right, height - bottom - top

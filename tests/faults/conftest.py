@@ -1,12 +1,37 @@
 """Runs of a second each, to be disturbed often."""
 
+import functools
 import shutil
 
 import pytest
+from flax import nnx
 from tiny import replace_models
 
-from abe_jax import train
+from abe_jax import parallel, train, train_step
 from configs import quickstart
+
+_PROGRAMS = {}
+_MAPPED = functools.cache(parallel.map_over_devices)
+
+
+def _once(make):
+    """Makes a program once for each model and config: half of a run was to trace it."""
+
+    def made(model, *others):
+        asked = others[-1] if isinstance(others[-1], int) else others[-1].to_json()
+        key = make, nnx.graphdef(model), asked
+        if key not in _PROGRAMS:
+            _PROGRAMS[key] = make(model, *others)
+        return _PROGRAMS[key]
+
+    return made
+
+
+def _make_tiny(patch):
+    replace_models(patch)
+    for name in ("make_train_step", "make_embed_step"):
+        patch.setattr(train_step, name, _once(getattr(train_step, name)))
+    patch.setattr(parallel, "map_over_devices", _MAPPED)
 
 
 def _config(**train_fields):
@@ -27,7 +52,7 @@ def _config(**train_fields):
 @pytest.fixture
 def tiny(monkeypatch):
     """Makes configs of runs with that network."""
-    replace_models(monkeypatch)
+    _make_tiny(monkeypatch)
     return _config
 
 
@@ -35,7 +60,7 @@ def tiny(monkeypatch):
 def _finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        replace_models(patch)
+        _make_tiny(patch)
         train.train_and_evaluate(_config(), str(workdir))
     return workdir
 

@@ -121,14 +121,11 @@ def test_inference_agrees(net, files):
     _close(features, cuts["avgpool"][1][:, :, 0, 0], "whole trunk")
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_training_step_agrees(net, files, devices):
-    """Features from batch statistics, and running averages after one step."""
+def test_a_training_step_agrees(net, files):
+    """Features from batch statistics of two devices, and averages after one step."""
     trunk = nnx.view(pretrained.load_googlenet(files[0]), use_running_average=False)
     graphdef, state = nnx.split(trunk)
-    mesh = jax.make_mesh(
-        (devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
 
     def step(state, images):
         trunk = nnx.merge(graphdef, state, copy=True)

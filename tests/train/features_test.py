@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from short import shorten
 from tiny import replace_models
 from train_test import small_config
 
@@ -270,7 +271,11 @@ _SLOW = {
         for each in _EACH
     ],
 )
-def test_every_trunk_and_model_trains_resumes_and_is_used(trunk, name, part, tmp_path):
+def test_every_trunk_and_model_trains_resumes_and_is_used(
+    trunk, name, part, tmp_path, monkeypatch
+):
+    if (trunk, name, part) in _SLOW:  # the campaign has the whole ones
+        shorten(monkeypatch)
     heads = part == "heads"
     for steps in (1, 2):
         config = frozen_config(tmp_path / "cache" if heads else None, trunk, name)
