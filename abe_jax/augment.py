@@ -67,7 +67,7 @@ def augment(images: jax.Array, keys: jax.Array, size: int, config) -> jax.Array:
 
 
 def changes_nothing(config) -> bool:
-    """Whether a view is the image's centre crop: that of evaluation, in every step.
+    """Whether every training view is the unchanged centre crop that evaluation uses.
 
     Args:
       config: the `augment` section of a config.
@@ -138,7 +138,7 @@ def _resample(start: jax.Array, extent: jax.Array, length: int, size: int) -> ja
     centres = start + (jnp.arange(size, dtype=step.dtype) + 0.5) * step - 0.5
     inside = jnp.clip(centres, 0.0, length - 1.0)
     pixels = jnp.arange(length, dtype=step.dtype)
-    # Outside it narrows to the edge alone.
+    # Outside the image the filter narrows, down to the edge pixel alone.
     reach = jnp.maximum(jnp.maximum(step, 1.0) - jnp.abs(centres - inside), 1.0)
     distances = jnp.abs(pixels[None] - inside[:, None])
     weights = jax.nn.relu(1.0 - distances / reach[:, None])

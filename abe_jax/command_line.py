@@ -80,14 +80,14 @@ def print_line(error: object) -> None:
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """Filter of a logger: of an error that is raised as well the line is enough."""
+    """Logging filter that drops tracebacks: the error itself is raised as well."""
     record.exc_info = None
     return True
 
 
 def _message(error: Exception) -> object:
-    """The text; of an unknown field ml_collections tells only the name, wrapped."""
-    # What a config file raises ml_collections raises again, with the traceback as text.
+    """The error's message, reworded where that of ml_collections would be obscure."""
+    # ml_collections re-raises a config file's error, with its traceback as the text.
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__context__) is not None:
         causes.append(cause)

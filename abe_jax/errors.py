@@ -29,6 +29,6 @@ def require_known(what: str, value: str, known: Iterable[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or is where it says nothing, to be part of a line."""
+    """An error's first line, or its type's name if it has no message, to be quoted."""
     lines = str(error).strip().splitlines()
     return (lines[0][:300] if lines else type(error).__name__).rstrip(".")

@@ -1,7 +1,7 @@
-"""Ctrl-C is taken where it can be: not where Python or Grain would lose it.
+"""Puts Ctrl-C off where Python or Grain would lose it.
 
-What is raised in `__del__` Python drops, and there Grain frees the memory that it
-shares with workers; amid its queues, Grain would leave memory behind or wait forever.
+Python drops whatever is raised in `__del__`, where Grain frees the memory that it
+shares with workers; interrupted amid its queues, Grain would leak memory or hang.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ assert _FOUND is not None and _FOUND.origin is not None
 _GRAIN = os.path.join(os.path.dirname(_FOUND.origin), "")
 _RETRY_SECONDS = 0.5
 
-_waiting = False  # for a better moment, since a Ctrl-C
-_retried = False  # the signal comes from here, not from the user
+_waiting = False  # whether a Ctrl-C is put off
+_retried = False  # whether `_retry` sent the signal, not the user
 
 
 class Interrupted(Exception):
@@ -37,8 +37,8 @@ class Interrupted(Exception):
 
 
 def wait_for_their_moment() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt as before, but a little later where
-    that would be lost; a second one at once. For the main thread of a program.
+    """Makes Ctrl-C raise KeyboardInterrupt, a little later where that would be lost; a
+    second Ctrl-C raises it at once. For the main thread of a program.
     """
     signal.signal(signal.SIGINT, _handle)
 
@@ -52,8 +52,8 @@ def other_than_ctrl_c() -> list[signal.Signals]:
 
 
 def outlive_the_connection() -> None:
-    """After SIGHUP, which may come twice: neither the next one nor a line to a terminal
-    that is gone, where writing raises, keeps the program from ending in order.
+    """Lets the program end in order after SIGHUP: ignores the next one, and discards
+    output to a terminal that is gone, where writing would raise.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for output in (1, 2):

@@ -203,7 +203,7 @@ def _several_processes() -> bool:
 def _guarded_main(argv: Sequence[str]) -> None:
     try:
         _main(argv)
-        sys.stdout.flush()  # here, where a reader that has gone is no error
+        sys.stdout.flush()  # here, where BrokenPipeError is handled
     except UserError as error:
         _fail(error, 1)
     except KeyboardInterrupt as interrupt:
@@ -229,7 +229,7 @@ def _guarded_main(argv: Sequence[str]) -> None:
 
 
 def _forget(error: BaseException | None) -> None:
-    """Lets go of what the frames below hold: memory shared with workers is freed."""
+    """Frees what the error's frames hold, such as memory shared with workers."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -266,7 +266,7 @@ def _help() -> str:
 
 
 def _keep_compiled_programs() -> None:
-    """Names a folder for them, unless the user did: a second start compiles nothing."""
+    """Sets JAX's cache folder unless the user did: a second start compiles nothing."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(cache, "abe_jax", "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)

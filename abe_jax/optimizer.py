@@ -67,7 +67,8 @@ def _schedule(config) -> optax.Schedule:
     elif config.schedule == "step":
 
         def stairs(count: Any) -> jax.Array:
-            # Half a step on: XLA multiplies by the inverse, which may fall below.
+            # Half a step is added: XLA multiplies by the inverse, which may round to
+            # just below a whole number.
             fallen = jnp.floor((count + 0.5) / config.decay_every)
             return rate * jnp.power(config.decay_rate, fallen)
 

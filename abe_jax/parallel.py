@@ -17,9 +17,9 @@ from abe_jax.errors import UserError, require_known
 
 DATA_AXIS = "data"
 
-# This pass removes barriers. Without them XLA's CPU backend undoes rematerialisation,
-# where it takes what is computed again for a common subexpression, and computes again
-# what `lowering.computed_once` keeps.
+# This pass removes optimisation barriers. Without barriers XLA's CPU backend undoes
+# rematerialisation, by merging what is computed again as common subexpressions, and
+# recomputes what `lowering.computed_once` keeps.
 _COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}
 }
@@ -32,10 +32,10 @@ if jax.__version_info__ < (0, 11):
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis over the given devices, by default those of all processes.
 
-    Process by process: each reads the rows of the batch that its devices need.
+    Devices are ordered by process: each process reads the rows that its devices need.
 
     Raises:
-      UserError: one process has more of them than another.
+      UserError: one process has more devices than another.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -138,7 +138,7 @@ def split_rows(batch: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Copies a tree of arrays to every device of the mesh."""
     if jax.process_count() > 1:
-        # JAX 0.10 makes arrays of a device's own that no checkpoint can be made of.
+        # Without this, JAX 0.10 makes arrays that cannot be checkpointed.
         tree = jax.device_get(tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 

@@ -19,10 +19,10 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
       path: file, or one on the hub; see `weight_files.read`.
 
     Returns:
-      a trunk of width 1 with the file's weights, as in use: batch norm, which only
-      torchvision's form has, takes its running averages. To train in a program that is
-      mapped over an axis "data", `nnx.view(trunk, use_running_average=False)` takes
-      those of the batch.
+      a trunk of width 1 with the file's weights, in inference mode: batch norm, which
+      only torchvision's form has, uses its running averages. To train, in a program
+      mapped over an axis "data", take `nnx.view(trunk, use_running_average=False)`,
+      which uses the statistics of the batch.
 
     Raises:
       UserError: the file cannot be read, is another network's, or holds values that

@@ -28,7 +28,7 @@ _HEARTBEAT_SECONDS = 20
 _START_SECONDS = 300
 _SILENT_SECONDS = 15
 
-# What XLA calls by names of its own, so that `jax.devices()` tells another.
+# From a name in JAX_PLATFORMS to the one that `jax.devices()` reports.
 _PLATFORMS = {"cuda": "gpu", "rocm": "gpu", "gpu": "gpu", "tpu": "tpu"}
 
 # In what JAX, gRPC, gloo and NCCL say when somebody else is gone.
@@ -43,10 +43,10 @@ _log = logging.getLogger(__name__)
 
 
 def check_compiler_flags() -> None:
-    """Reads XLA_FLAGS in another process first: XLA ends the one where it finds a typo.
+    """Tries XLA_FLAGS in a subprocess: XLA ends a process whose flags have a typo.
 
     Raises:
-      UserError: XLA does not take them.
+      UserError: XLA does not accept them.
     """
     value = os.environ.get("XLA_FLAGS", "").strip()
     if not value:
@@ -165,7 +165,7 @@ def _on_abort(number: int) -> None:
 
 
 def _abort_in_one_line() -> None:
-    """JAX calls abort() in a process whose coordinator is gone; no exception tells."""
+    """Prints one line when JAX, its coordinator gone, aborts instead of raising."""
     handle = ctypes.CDLL(None).signal
     handle.restype = ctypes.c_void_p
     handle(signal.SIGABRT, _on_abort)

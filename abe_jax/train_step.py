@@ -206,7 +206,7 @@ def _norm(tree: Tree) -> jax.Array:
 
 
 def _training_view(model: nnx.Module, part: str) -> Any:
-    """The module as it trains: batch norm of what is frozen has its averages."""
+    """The module in training mode; a frozen S uses its running averages."""
     view: Any = _view(model, use_running_average=False)
     if part != "all":
         frozen = _view(getattr(model, _FROZEN), use_running_average=True)
@@ -231,14 +231,14 @@ def _in_microbatches(
 ) -> tuple[Tree, Tree, dict]:
     """Gradients of a loss over all pairs, with one microbatch's activations at a time.
 
-    Embeds all microbatches, takes the loss's gradient by all embeddings, and embeds
-    each microbatch once more to pull its cotangents back (gradient caching; Gao et al.,
-    2021).
+    Embeds all microbatches, takes the gradient of the loss with respect to all
+    embeddings, and embeds each microbatch once more to pull its cotangents back
+    (gradient caching; Gao et al., 2021).
 
     Args:
       embed: parameters and views to embeddings `[rows, M, D/M]`.
-      loss_gradient: all embeddings to the loss's gradients by them and by its own
-        parameters, and metrics.
+      loss_gradient: all embeddings to the gradients of the loss, with respect to them
+        and to its own parameters, and metrics.
       params: of the model.
       views: `[microbatches, rows, H, W, 3]`.
     """
@@ -282,7 +282,7 @@ def make_attention_step(
 def make_features_step(
     model: nnx.Module, image_size: int
 ) -> Callable[[tuple[Tree, Tree], jax.Array], jax.Array]:
-    """As `make_embed_step`, but returns what S puts out, in a row: `[B, F]`."""
+    """As `make_embed_step`, but returns the outputs of S, flattened: `[B, F]`."""
 
     def features(net: Any, images: jax.Array) -> jax.Array:
         parts = jax.tree.leaves(net.spatial(images))
@@ -299,7 +299,7 @@ def features_like(model: Any, image_size: int) -> Tree:
 
 
 def _unflatten(rows: jax.Array, like: Tree) -> Tree:
-    """What `make_features_step` laid in a row, `[B, F]`, as S puts it out."""
+    """Turns what `make_features_step` flattened, `[B, F]`, back into outputs of S."""
     leaves, structure = jax.tree.flatten(like)
     ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
     parts = jnp.split(rows, ends, axis=1)

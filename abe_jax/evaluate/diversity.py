@@ -1,8 +1,8 @@
-"""How far the learners differ, and what the ensemble has of it.
+"""How far the learners of an ensemble differ.
 
-Kim et al., ECCV 2018, argue by two of these figures: the cosine between two learners'
+Kim et al., ECCV 2018, argue with two of these figures: the cosine between two learners'
 embeddings of one image (Figure 5), and their masks (Figure 6). A low cosine alone says
-little: turning one learner's embedding gives another that orders all images alike. So
+little: rotating one learner's embeddings gives others that rank all images alike. So
 the similarities, neighbours and errors of two learners are compared as well.
 """
 
@@ -44,8 +44,8 @@ def diversity(
         neighbour_overlap: share of the 10 nearest that two learners have in common.
         shared_errors, shared_errors_if_independent: share of queries whose nearest
           image is wrong for both, and the product of the two learners' shares.
-      At most 2,000 queries, spread evenly, are compared with all images; to correlate,
-      as many of them as have 20 million pairs of images in all.
+      At most 2,000 queries, spread evenly, are compared with all images; the
+      correlation takes as many of them as make up 20 million pairs of images.
     """
     learners = embeddings.shape[1]
     pairs = list(itertools.combinations(range(learners), 2))
@@ -53,7 +53,7 @@ def diversity(
     sampled = data.evenly(len(labels), _SAMPLED_QUERIES)
     most = max(1, _SAMPLED_PAIRS // len(others))
     correlated = sampled[data.evenly(len(sampled), most)]
-    # Near each learner's mean similarity: taken off, the sums below lose no digits.
+    # Close to each learner's mean similarity; subtracted so that sums lose no digits.
     shift = np.sum(np.mean(embeddings, axis=0) * np.mean(others, axis=0), axis=1)
     shift = shift[:, None, None]
     sums, products, count = np.zeros(learners), np.zeros((learners, learners)), 0
@@ -160,7 +160,7 @@ def _overlaps(
 
 
 def _wrong(similarities: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Bool `[M, b]`: no image of the class is nearer than all others; ties count."""
+    """Bool `[M, b]`: the nearest image is of another class, or ties with one."""
     best = np.where(same[None], similarities, -np.inf).max(axis=2)
     worst = np.where(same[None], -np.inf, similarities).max(axis=2)
     return ~(best > worst)

@@ -138,7 +138,7 @@ class Evaluator:
 
         Every process gets all of them.
         """
-        # By device: a program of one shape rounds an image the same way everywhere.
+        # A fixed size per device: programs of one shape round an image alike.
         batch_size = self._config.eval.batch_size * self._mesh.size
         reading = data.Reading.of_process(self._config.data, *processes.place())
         parts: list[np.ndarray] = []

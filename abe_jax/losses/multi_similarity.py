@@ -24,9 +24,9 @@ def multi_similarity_loss(
 ) -> jax.Array:
     """Multi-similarity loss, summed over the learners.
 
-    Of an anchor those negatives count that are more similar than its least similar
-    positive, and those positives that are less similar than its most similar negative,
-    both with `epsilon` to spare.
+    For each anchor, only those negatives count whose similarity is above that of its
+    least similar positive minus `epsilon`, and only those positives whose similarity is
+    below that of its most similar negative plus `epsilon`.
 
     Args:
       embeddings: `[B, M, d]`, floating point, of unit length for each learner.

@@ -35,9 +35,8 @@ _DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 def create(config, *, rngs: nnx.Rngs) -> Embedder:
     """Makes the model that `config.model` describes.
 
-    `one_head` is an ensemble of one: it takes no notice of `num_learners`. With
-    `pretrained`, the trunk's layers start from that file; the others, and without it
-    all, start at random.
+    `one_head` is an ensemble of one: it ignores `num_learners`. With `pretrained`, the
+    trunk's layers start from that file; all else starts at random.
 
     Args:
       config: the `model` section of a config (see `configs/default.py`).

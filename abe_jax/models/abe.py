@@ -99,9 +99,9 @@ class ABE(Embedder):
             the first of them, which is the paper's.
           attention_blocks: how many of the trunk's blocks behind S the attention branch
             copies; by default the paper's number.
-          attention_spread: the masks' layer starts so many times as wide as Glorot's.
-          learners_in_turn: G sees one learner's maps at a time, and computes them again
-            backward; else those of all at once.
+          attention_spread: factor on the initial (Glorot) weights of the masks' layer.
+          learners_in_turn: G runs on one learner's maps at a time, and again in the
+            backward pass; else on those of all learners at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
 
         Raises:

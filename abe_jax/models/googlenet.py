@@ -328,7 +328,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
 
 def _response(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Maps, what they are divided by a power of, and one over that power."""
+    """The maps, the base of the power that divides them, and one over that power."""
     wide = at_least_float32(x)
     scale = 1 + _ALPHA / _NEAR * _sum_of_neighbours(jnp.square(wide), x.dtype)
     # The power by square roots: a fifth of the time of a logarithm and an exponential.

@@ -41,8 +41,8 @@ class Description:
 
     Attributes:
       architecture: timm's name of the network.
-      mean: taken off its input, a number a channel, of images from 0 to 1.
-      std: what that is divided by.
+      mean: subtracted from its input, one per channel, for images from 0 to 1.
+      std: what the difference is divided by.
     """
 
     architecture: str | None = None

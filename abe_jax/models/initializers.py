@@ -80,8 +80,8 @@ def glorot_uniform(
       key: random key.
       shape: `[..., in, out]`.
       dtype: floating point.
-      layers: so many of equal size have their outputs side by side; each counts by
-        itself.
+      layers: how many layers of equal size have their outputs side by side in `out`;
+        fan_out is that of one.
       spread: factor on all values; 1 is Glorot's.
     """
     window = math.prod(shape[:-2])

@@ -37,8 +37,8 @@ _EXPANSION = 4
 class ResNetForm(Trunk):
     """ResNet-50, and how it is computed.
 
-    `layer3_0`, the first block of layer3, and its like are parts of stages: they keep
-    the size of the maps, where the whole layer halves it in its first block.
+    Single blocks, such as `layer3_0`, the first of layer3, are parts of stages: they
+    keep the size of the maps, which the whole layer halves in its first block.
     """
 
     @property

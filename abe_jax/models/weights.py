@@ -172,7 +172,7 @@ def _naming_of(
         return best[0]
 
     def misfits(choice: tuple[Trunk, Naming]) -> tuple[int, bool]:
-        """Transformers share their names: how many tensors are not this one's."""
+        """How many tensors do not fit: transformers share the names of theirs."""
         trunk, naming = choice
         wanted = {key: _shape_in_file(v) for key, v in _variables(trunk).items()}
         places = ((naming.path(name), tensor) for name, tensor in tensors.items())
@@ -187,7 +187,7 @@ def _naming_of(
 def _require_same(
     path: str, trunk: Trunk, naming: Naming, told: hub.Description
 ) -> None:
-    """Refuses what has a trunk's tensors and is another network, by the hub's word."""
+    """Refuses a file that the hub describes as another network or of another input."""
     if naming.architectures and told.architecture not in (None, *naming.architectures):
         raise UserError(
             f"{path} is timm's {told.architecture!r}, which has the tensors of "

@@ -79,7 +79,7 @@ def compare(
     wanted = np.diff(ends)[y]
     several = False
     if left is not None and right is not None:
-        # Of the query's label and group, which are left out among the positives.
+        # Rows of the query's label that its group leaves out are no positives.
         number = np.int64(max(left.max(), right.max()) + 3)
         both, gallery_both = number_alike(
             y * number + (left + 2), gy * number + (right + 2)
@@ -112,7 +112,7 @@ def _groups(
     groups: Any | None,
     gallery_groups: Any | None,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Groups of queries and of gallery rows, as numbers; those of one side negative."""
+    """Numbers for the groups of queries and gallery rows; negative ones never match."""
     if own_rows is not None and groups is not None:
         raise ValueError(
             "own_rows and groups are two ways to leave rows out; give one."

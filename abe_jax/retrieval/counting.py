@@ -1,10 +1,10 @@
 """Counting negatives on the device, without sorting, tile by tile.
 
-Counted twice: the negatives surely at or above a positive and those perhaps at or
-above it, with a rigorous bound on the float32 product's error between the two.
-`recount` counts the few queries whose metrics the bound leaves open once more, in
-exact arithmetic. So block sizes, devices and the product's precision change the
-time, never a count.
+Each positive has two counts, of the negatives surely at or above it and of those
+perhaps at or above it; a rigorous bound on the float32 product's error separates them.
+Where it leaves a query's metrics undecided, which is rare, `recount` counts again in
+exact arithmetic. So block sizes, devices and the product's precision change the time,
+never a count.
 """
 
 import math

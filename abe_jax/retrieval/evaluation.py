@@ -155,8 +155,8 @@ def _count(
 ) -> np.ndarray:
     """Negatives at or above each positive, [n, R] int32.
 
-    Exact wherever a metric depends on it; elsewhere only what the metric concludes
-    from it is.
+    Exact wherever a metric depends on it; elsewhere a count may be too low, which
+    changes no metric.
     """
     assert side.positives is not None
     wanted = comparison.num_positives[side.order, None]

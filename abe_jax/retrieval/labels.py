@@ -26,7 +26,8 @@ def labels_of(values: Any, name: str, number: int) -> np.ndarray:
     Strings come as NumPy's or as objects, as pandas' columns and categories give them.
     """
     try:
-        # A list may hold what NumPy would make one type of: 1 and "1", 2^63 and -1.
+        # As objects: NumPy would convert a list of 1 and "1", or of 2^63 and -1, to
+        # one type.
         array = np.asarray(values, None if hasattr(values, "dtype") else object)
     except (TypeError, ValueError):
         array = np.empty(())

@@ -49,8 +49,8 @@ def evaluate_retrieval(
       per_query: whether to give each query's results as well. Every rank is then
         counted exactly, which can take a float64 product of all rows on the host.
       query_range: (start, stop) of the queries that ask, so that several processes
-        can share them; the others are gallery only. All by default. A true part of
-        the queries may hold none with a positive: `num_queries` is 0 then.
+        can share them; the others are gallery only. All by default. If a range short
+        of all holds no query with a positive, `num_queries` is 0.
       block_memory_mb: MiB that blocks may take on each device. By default 256 on a
         CPU, half of what is free on an accelerator. What does not fit is streamed.
       precision: of the first pass. Results are the same for every choice, as
@@ -166,7 +166,7 @@ def r_precision(embeddings: Any, labels: Any, **options: Any) -> float:
 
 
 def _warn_of_copies(result: RetrievalResult, gallery: Any | None) -> RetrievalResult:
-    """The result; warns where it says nothing, for callers who give on one number."""
+    """The result; warns where it is meaningless, for callers that return one figure."""
     if gallery is not None and 0 < result.num_queries == result.num_copies:
         warnings.warn(
             "every query has its copy (cosine 1) in the gallery and finds it: are the "

@@ -1,8 +1,8 @@
 """Nearest neighbours within one set: each tile of the symmetric matrix once.
 
-First the best similarity of each row to each group of neighbouring rows, from half of
-the matrix product. The k best rows lie in the k groups whose best are best; these are
-multiplied once more, group by group.
+First, half of the matrix product gives each row's highest similarity to every group of
+neighbouring rows. The k nearest rows lie in the k groups where that is highest, and the
+products with these groups are computed again, group by group.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def find_others(rows: Rows, k: int, plan: Plan) -> tuple[np.ndarray, np.ndarray]
     del held
     groups = _best_groups(placed, rows.number, tile, k, plan)
     sims, positions = _best_of_groups(placed, groups, rows.number, k, plan)
-    # Groups stand in their order, as do equal rows of one: a stable choice among all.
+    # Groups ascend, and so do ties within one: a stable top k gives the lower index.
     best_sims = np.empty((rows.number, k), np.float32)
     best = np.empty((rows.number, k), np.int32)
     for at in range(0, rows.number, READ_ROWS):

@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def widest_tile(self) -> int:
-        """Rows and columns of a tile of similarities, at most: 4 MB, or 256 MB."""
+        """Largest side of a tile of similarities: 4 MB on a CPU, elsewhere 256 MB."""
         return 1024 if self.devices[0].platform == "cpu" else 8192
 
     @property

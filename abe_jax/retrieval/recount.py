@@ -8,7 +8,7 @@ from abe_jax.retrieval.exact import exact_pairs, exact_products, float64_error
 from abe_jax.retrieval.rows import READ_ROWS, Side
 
 _SORTED_FROM = 32  # positives; below, comparing with each is faster than sorting
-_PAIRS_TO_PRODUCT = 32  # what a pair costs alone, in pairs of a matrix product
+_PAIRS_TO_PRODUCT = 32  # pairs of a matrix product that cost as much as a lone pair
 
 
 def recount_exactly(
@@ -38,7 +38,7 @@ def recount_exactly(
     assert left.positives is not None
     thresholds = np.where(relevant, left.positives[rows], np.inf)
     exact = np.full(relevant.shape, np.nan)
-    # Of a negative and of a positive, and what is lost in adding it to a threshold.
+    # The errors of a negative and of a positive, and of adding these to a threshold.
     error = float64_error(
         left.rows.norms[left.order[rows]], float(right.rows.norms.max()), left.rows.dim
     )

@@ -80,9 +80,9 @@ class RetrievalResult:
       num_queries: queries counted; lone queries are not among them.
       num_gallery: rows of the gallery.
       num_lone_queries: queries left out for want of a positive.
-      num_copies: queries counted that have a positive of cosine 1, to within 1e-6. As
-        many as there are queries: the queries are probably part of the gallery, and
-        find themselves (or the embedding has collapsed).
+      num_copies: queries counted that have a positive of cosine 1, to within 1e-6. If
+        all of them have one, the queries are probably part of the gallery and find
+        themselves (or the embedding has collapsed).
       queries: each query on its own, if asked for.
     """
 

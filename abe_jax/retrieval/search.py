@@ -34,7 +34,7 @@ class ChunkedRows:
         first = duplicates(rows)
         self.chosen = np.flatnonzero(first == np.arange(rows.number))
         self._plan = plan
-        # Equal rows in their order, and which of them belong to each chosen one.
+        # All rows, equal ones side by side, and where each chosen one's equals stand.
         self._copies = np.argsort(first, kind="stable")
         self._counts = np.bincount(first, minlength=rows.number)[self.chosen]
         self._starts = np.cumsum(self._counts) - self._counts
@@ -59,8 +59,8 @@ class ChunkedRows:
         """
         if len(self.chosen) == self.number:
             return self._search(queries, k, own)
-        # Equal rows are searched for once, as one, and then take their places: the
-        # product may give them different last digits.
+        # One of a set of equal rows is searched for, and the others are filled in
+        # afterwards: the product may give equal rows different last digits.
         wanted = k + int(own is not None)
         sims, positions = self._search(queries, min(wanted, len(self.chosen)), None)
         counts = self._counts

@@ -71,7 +71,7 @@ def cached(
     mesh: Mesh,
     check_stop: Callable[[], None] = lambda: None,
 ) -> data.Subset:
-    """A part of the data as S sees it, from the cache where it is there.
+    """A part of the data as outputs of S, from the cache where that has them.
 
     Args:
       subset: images.
@@ -163,7 +163,7 @@ def _key(
 
 
 class _Writer:
-    """Writes records beside the folder, which is there when all is written."""
+    """Writes to a folder of another name, renamed once all records are written."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder

@@ -24,8 +24,8 @@ def show_forecast(config, workdir: str) -> None:
       workdir: where it would be, or is; left alone.
 
     Raises:
-      UserError: a config, data or a folder that training would refuse too; whether
-        the folder's run is one of this config, is not looked at.
+      UserError: training would refuse the config, the data or the folder too; whether
+        the folder's run has this config is not checked.
     """
     folder = locate(workdir)
     setup.check(config, folder)
@@ -66,7 +66,7 @@ def show_forecast(config, workdir: str) -> None:
     images = {part: len(subset) for part, subset in splits.parts.items()}
     evaluated = sum(images.values()) - images["train"]
     evaluation_seconds = embed_seconds * evaluated / len(few)
-    # Of a frozen S, once; the heads behind it, timed as well, add little.
+    # A frozen S runs over train once; the heads, timed here as well, add little.
     features_seconds = 0.0
     if config.data.feature_cache:
         features_seconds = evaluation_seconds * images["train"] / evaluated

@@ -81,7 +81,7 @@ def train_and_evaluate(config, workdir: str) -> dict[str, float]:
                 "already; give as many or more."
             )
         known = None
-        if resumes:  # an earlier start's before any checkpoint may be of other weights
+        if resumes:  # without a checkpoint, an evaluation may be of other weights
             known = _evaluation_of(folder, start, config.eval.recall_at)
         processes.wait_for_all("workdir read")
         writer: metrics.Writer = metrics.NoWriter()

@@ -33,7 +33,7 @@ class Setup:
       model: structure, preprocessing, and the weights to start from.
       initial_state: makes the state before the first step.
       take_step: maps a state and a batch to the next state and the step's metrics; the
-        state that it is given is gone.
+        state that it is given is donated.
     """
 
     mesh: Mesh

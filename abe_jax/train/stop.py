@@ -11,9 +11,9 @@ class StopRequested(Exception):
 
 
 class StopRequest:
-    """Remembers a signal; a second of its kind acts as if nobody listened.
+    """Remembers a signal; a second one of its kind has the effect that it had before.
 
-    A second SIGHUP does nothing: it is no impatience.
+    A second SIGHUP does nothing: it does not mean that the user is impatient.
     """
 
     def __init__(self, vote: processes.Vote):

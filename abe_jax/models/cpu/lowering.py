@@ -34,11 +34,11 @@ _PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=F
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
-    """What is traced within takes the plain operation on CPUs too.
+    """Within, tracing takes the plain operations on CPUs too.
 
-    For exported programs: the lowerings need a batch of a known size, and other
-    programs' readers know few operations. And for programs that a machine without
-    an accelerator compiles for one.
+    For exported programs, as the lowerings need a batch of a known size, and the
+    programs that read an export know few operations; and for programs that a machine
+    without an accelerator compiles for one.
     """
     token = _PLAIN.set(True)
     try:
@@ -105,9 +105,9 @@ def conv_general_dilated(
 
 
 def convolution_by_group(maps: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1 x 1 convolution to groups of channels, each by itself in memory.
+    """A 1 x 1 convolution to groups of channels, each contiguous in memory.
 
-    Accelerators put it out so; CPUs transpose what they put out.
+    Accelerators write this layout directly; CPUs transpose their output.
 
     Args:
       maps: `[B, h, w, C]`, floating point.
@@ -154,10 +154,10 @@ def max_pool(
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """`x`, which XLA on a CPU does not compute again for each of its readers.
+    """`x`, which XLA on a CPU is kept from recomputing for each of its readers.
 
-    For residual sums: into every reader of one it fuses the sums of all blocks before.
-    Holds in programs of `parallel.map_over_devices`, but for those of "pmap".
+    For residual sums: XLA would fuse the sums of all earlier blocks into every reader.
+    Holds in programs of `parallel.map_over_devices`, except those of "pmap".
 
     Args:
       x: any array.
@@ -288,7 +288,8 @@ def _back_to_maps(
     by_offset = by_offset.reshape(-1, rows, columns, height, width, channels)
     (top, bottom), (left, right) = pads
     down, over = strides
-    # What an offset adds to lies `strides` apart: as steps of the first of two axes.
+    # An offset adds to positions `strides` apart: to neighbours, once each axis of the
+    # maps is split into (steps, phases).
     tall = -(-(maps[1] + top + bottom) // down)
     wide = -(-(maps[2] + left + right) // over)
     shape = (len(cotangent), tall, wide, channels)

@@ -1,4 +1,4 @@
-"""Batches computed some images at a time, so that what is between fits the cache."""
+"""Computes batches some images at a time, so that intermediates fit the cache."""
 
 import jax
 

@@ -13,7 +13,7 @@ from abe_jax.models.cpu.parts import Pads
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def max_pool(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
-    """The native one, whose gradient is that of maxima of columns, then of rows."""
+    """Native max pooling, with the gradient of pooling along W, then along H."""
     return native(window, stride, pads, x)
 
 
@@ -92,8 +92,8 @@ def _cotangent_of_pool(
 ) -> jax.Array:
     """Gives each maximum's cotangent to its first place along an axis."""
     count = y.shape[axis]
-    # Places of one remainder by the stride lie side by side. Padded and added: XLA
-    # takes three times as long to add to slices in place.
+    # One array for each position modulo the stride. Padded and added: XLA takes three
+    # times as long to add to slices in place.
     shape = list(x.shape)
     shape[axis] = length = -(-x.shape[axis] // stride)
     phases = [jnp.zeros(shape, cotangent.dtype)] * stride
