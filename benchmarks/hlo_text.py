@@ -38,7 +38,8 @@ class Instruction:
       moved: bytes it reads from and writes to main memory, in all trips of its loop.
       where: "file:line" of its source.
       scope: its path through the program's named scopes.
-      chain: what its steps have in common, where it was cut into a chain of them.
+      chain: id that all steps of an operation share, if XLA cut it into a chain of
+        steps; else its name.
     """
 
     name: str
@@ -64,8 +65,8 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
 
     Args:
       text: as `compiled.as_text()` gives it.
-      entry: whether only what its entry computation and its loops do, in its order; or
-        also what they call, such as fusions, where bytes moved are not known.
+      entry: if true, only what the entry computation and its loops do, in their order;
+        if not, also what they call, such as fusions, where bytes moved are not known.
     """
     frames = _frames(text)
     if entry:
@@ -155,7 +156,7 @@ def bytes_by(text: str, key: Callable[[Instruction], str]) -> dict[str, int]:
 
 
 def _arrays(shape: str, trips: int) -> list[_Array]:
-    """Arrays of a shape, or of a tuple's; of one with a row a trip, a trip's row."""
+    """Arrays of a shape or a tuple; of one with a row for each trip, a row's size."""
     arrays = []
     for dtype, dims, layout in _SHAPE.findall(shape):
         if dtype in _BYTES:
@@ -168,7 +169,7 @@ def _arrays(shape: str, trips: int) -> list[_Array]:
 
 
 def _results(op: str, arrays: list[_Array]) -> list[_Array]:
-    """Of what starts something the shape is (results or operands, others, state)."""
+    """The results among these arrays: a "-start" also lists its operands or state."""
     if op in ("copy-start", "slice-start"):
         # A copy's is (result, operand, state), a slice's ((operands), result, state).
         return arrays[:1] if op == "copy-start" else arrays[-2:-1]

@@ -101,7 +101,7 @@ def product(data: dict[str, Any]) -> None:
 
 
 def recall_of_lists(index: np.ndarray, data: dict[str, Any]) -> dict[int, float]:
-    """Recall@K from neighbour lists, themselves left out by index where they are."""
+    """Recall@K from neighbour lists; a query in its own list is left out by index."""
     y, gy = data["y"], data["gy"]
     hit = gy[index] == y[:, None]
     if data["own"]:

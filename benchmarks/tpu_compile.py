@@ -177,10 +177,10 @@ def _part(each: hlo_text.Instruction) -> str:
 
 
 def largest_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of ever closer batches, a device's, around the largest that fits.
+    """Rows of batches (images a device) ever closer to the largest that fits.
 
-    The first is `args.batch`; then it is doubled while it fits, and halved between
-    what fits and what does not, until these are eight images apart.
+    The first is `args.batch`; it is doubled while it fits, then bisected between what
+    fits and what does not, until these are at most eight images apart.
     """
     rows, fits, too_large, batch = [], 0, None, args.batch
     while too_large is None or too_large - fits > 8:

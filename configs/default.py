@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
     model.num_learners = 8  # M
     model.embedding_dim = 512  # D, of all learners together
     model.dtype = "float32"  # float32 | bfloat16: of the trunk's computation (ours)
-    # Backward, compute blocks again instead of keeping what lies in them
-    # (ours): less memory, more time; docs/performance.md has both.
+    # Recompute blocks in the backward pass instead of keeping the activations
+    # within (ours): less memory, more time; docs/performance.md has both.
     model.rematerialize = False
-    # Run G for one learner after another, and again backward (ours): for TPUs, whose
-    # chips hold the maps of one; docs/scaling.md has both.
+    # Run G for one learner at a time, and recompute it in the backward pass (ours): for
+    # TPUs, whose on-chip memory holds one learner's maps; docs/scaling.md has both.
     model.learners_in_turn = False
     model.width = 1.0  # factor on the trunk's channels; 1 is the paper's
 
@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
     loss.divergence_weight = 1.0  # lambda_div
     # mean: L_div is divided by the batch size (ours); sum: as the paper prints it.
     loss.divergence_reduction = "mean"
-    # alpha, beta, epsilon: of Wang et al., CVPR 2019. base: the default of
-    # pytorch-metric-learning, which gives 1 as the paper's, there lambda.
+    # alpha, beta, epsilon: of Wang et al., CVPR 2019. base (their lambda): the default
+    # of pytorch-metric-learning, which says that the paper uses 1.
     loss.multi_similarity = ConfigDict(
         {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1}
     )
@@ -81,8 +81,8 @@ def get_config() -> ConfigDict:
     data.images_per_class = 4  # K, for sampler = "classes"
     data.validation_fraction = 0.0  # share of the training classes held out (ours)
     data.in_memory = False  # decode each image once and keep it, without workers
-    # Folder that keeps S's outputs, computed once; for model.train = heads (ours). Of
-    # several processes each writes all of them at first: it needs room for so many.
+    # Folder that keeps S's outputs, computed once; for model.train = heads (ours). With
+    # several processes each first writes a copy of all: it needs room for these copies.
     data.feature_cache = placeholder(str)
     data.num_threads = 4  # decoding threads, where there are no workers
     data.num_workers = 0  # decoding processes

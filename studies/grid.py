@@ -78,7 +78,7 @@ DATA: dict[str, Data] = {
     # Shorter ones.
     "birds_1400": Data("quickstart", _BIRDS | {"train.steps": 1400}),
     "birds_1200": Data("quickstart", _BIRDS | {"train.steps": 1200}),
-    # As it is since then; its ABE-4 is "rate 0.008" of the last.
+    # The quickstart as it is; its ABE-4 is the row "rate 0.008" of birds_1200.
     "birds_quickstart": Data("quickstart", {}),
     "birds_tuned": Data("quickstart", _BIRDS | _PAIRS | _TUNE, start="birds"),
     "emoji64_config": Data("emoji64", {}),  # as it is
@@ -112,10 +112,10 @@ ROWS: dict[str, Row] = {
     **{f"abe-{m}": Row({"model.num_learners": m}) for m in (1, 2, 8)},
     **{f"{m}-heads": Row({**_HEADS, "model.num_learners": m}) for m in (2, 4, 8)},
     "4-heads, L_div": Row({**_HEADS, "loss.divergence_weight": 1.0}),
-    # The honest peer: at somewhat more than ABE-4's multiply-adds (2.5 of one head's on
-    # birds, 2.7 on emoji64), and at about its training time on a CPU.
+    # The honest peer: 3 take somewhat more multiply-adds than ABE-4 (which takes 2.5 of
+    # one head's on birds, 2.7 on emoji64), 2 about its training time on a CPU.
     **{f"{n} x 1-head": Row({"model.name": "one_head"}, members=n) for n in (3, 2)},
-    # Its figure 7.
+    # The paper's figure 7.
     **{f"lambda {x:g}": Row({"loss.divergence_weight": x}) for x in (0.0, 0.1, 8, 64)},
     **{f"blocks {n}": Row({"model.attention_blocks": n}) for n in (1, 2, 3, 4, 6, 7)},
     **{f"branch {b}": Row({"model.branch": b}) for b in ("pool2", "3a", "4a", "4b")},

@@ -159,7 +159,7 @@ def _measured_together(runs: list[tuple[Any, str]]) -> dict:
 
 
 def _commit() -> str:
-    """Of the code that is there now; "-dirty" if files differ, beside those lines."""
+    """Of the code that is there now; "-dirty" if files other than the lines' differ."""
     changed = _output(
         *("git", "status", "--porcelain", "-uno", "--", ":/"),
         ":(top,exclude)studies/*.jsonl",

@@ -47,11 +47,11 @@ class Graph:
     """
 
     def __init__(self, rows: np.ndarray, stem: pathlib.Path):
-        """Builds the graph, or reads it where these rows' is there already.
+        """Builds the graph, or reads it where there is a file of it for these rows.
 
         Args:
           rows: float32 `[N, D]`, all of one length.
-          stem: path of the files, less what tells their rows apart and the suffix.
+          stem: path of the file, without the digest of its rows and the suffix.
 
         Raises:
           UserError: usearch is not installed, or the file is damaged or cannot be

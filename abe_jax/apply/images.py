@@ -156,7 +156,7 @@ def decoded(
             try:
                 return file, decode(reader.read(file), printable(file.name))
             except UserError as error:
-                # Whoever keeps it would keep the content too, by the frames.
+                # Where the error is kept, its frames would keep the content alive too.
                 link: BaseException | None = error
                 while link is not None:
                     link.__traceback__ = None

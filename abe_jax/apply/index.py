@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 INDEX_FOLDER = "index"
 _TRY_AGAIN = -1, -1  # the version of no file
 _MOVED_AT_ONCE = 4096  # rows; a copy of all might not fit
-# While images are embedded the index is written after so many seconds, or so many times
-# as many as it took to write it.
+# While images are embedded, the index is written after so many seconds, or so many
+# times as long as the last write took, whichever is longer.
 _WRITE_AFTER = 180.0, 20
 
 
@@ -52,8 +52,8 @@ class Changes:
       embedded: number of images that were new or had changed, and are in now.
       kept: number of those that were in, and are as before.
       dropped: number of files that are gone, of those looked at before.
-      unreadable: names of the images that cannot be read, now as before.
-      reasons: why, of those of them that this refresh tried to read.
+      unreadable: names of all images that cannot be read, newly or as before.
+      reasons: why not, by name, of those that this refresh tried to read.
     """
 
     embedded: int
@@ -227,8 +227,8 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     reasons: dict[str, str] = {}
 
     def refuse(file: ImageFile, error: UserError) -> None:
-        # The system's refusal may pass, as may a want of memory: it is tried again. So
-        # is what a zip file holds: mended or copied whole, it has the same version.
+        # An error of the system or a lack of memory may pass: the file is tried again.
+        # So is one in a zip file: its version stays the same when that is mended.
         cause = error.__cause__
         refused = getattr(cause, "errno", None) is not None
         in_zip = file.member is not None
@@ -291,7 +291,7 @@ Looked = dict[str, tuple[tuple[int, int], bool]]
 def _moved(
     stored: np.ndarray, known: Looked, rows: dict[str, int], each: tuple[int, int]
 ) -> np.ndarray:
-    """Room for so many rows of that shape, with those that are known in theirs."""
+    """An array with room for all `rows`; known embeddings are at their new places."""
     embeddings = np.empty((len(rows), *each), np.float32)
     readable = (name for name, (_, readable) in known.items() if readable)
     moves = [(rows[name], row) for row, name in enumerate(readable) if name in rows]
@@ -312,7 +312,7 @@ def _blocks(
 def _read(
     path: pathlib.Path, identity: str, advice: str
 ) -> tuple[Looked, np.ndarray, str]:
-    """What was looked at, the rows of the readable, the folder; of no other model."""
+    """Images looked at, embeddings, folder; empty if there are none of this model."""
     nothing = {}, np.zeros((0, 1, 1), np.float32), ""
     if not path.exists():
         return nothing

@@ -284,7 +284,7 @@ class Trained:
                 yield np.asarray(rows[0])[: rows[1]]
 
     def _padded(self, count: int) -> int:
-        """Few sizes, as each is a program of its own: 1, 8 or all images a device."""
+        """One of few sizes, as each is compiled anew: 1, 8 or all images a device."""
         sizes = [n * self._mesh.size for n in (1, 8, self.config.eval.batch_size)]
         return min(size for size in sizes if size >= count)
 

@@ -8,8 +8,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from abe_jax.errors import UserError, require_known
 
-# What is read, whatever a file is called, of all that Pillow could: its reader of EPS
-# would start another program, others are for rare and unsafe formats.
+# The only formats that are read, whatever a file's name. Pillow knows more, but its EPS
+# reader would start another program, and others are for rare and unsafe formats.
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "JPEG2000"),
     "AVIF",
@@ -25,9 +25,8 @@ MAX_BYTES = 512 * 2**20
 
 SQUARES = ("centre", "squeeze", "pad")
 
-# Beside a padded image (ours; the paper does not say which): the means, RGB, that the
-# paper's trunk subtracts, so that there is nothing but zeros for it, as in its own
-# padding.
+# Colour of the padding (ours; the paper does not give one): the RGB means that the
+# paper's trunk subtracts, so that it sees zeros there, as in its own padding.
 PADDING = (123, 117, 104)
 
 # What undoes an EXIF orientation.
@@ -109,10 +108,10 @@ def decode_stored(
 ) -> np.ndarray:
     """Decodes a file that `abe_jax.prepare` stored for squares of the size.
 
-    Such a file is an RGB JPEG, the right way up, with a short side of the size, or less
-    where the image was smaller. The pixels are those of `decode`, in
-    half the time, and the interpreter is left to other threads: libjpeg-turbo writes
-    straight into the array. A file that it has anything to say of is left to `decode`.
+    Such a file is an upright RGB JPEG with a short side of `size`, or less where the
+    image was smaller. The pixels are those of `decode`, in half the time and without
+    holding the GIL: libjpeg-turbo writes straight into the array. A file that it
+    reports any error or warning about is left to `decode`.
 
     Args:
       data: contents of the file.

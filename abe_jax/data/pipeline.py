@@ -32,8 +32,8 @@ class ImageSource(Protocol):
     Attributes:
       labels: int32 `[N]`, class of each image, an index into `class_names`.
       class_names: name of each class.
-      storage: in words, how the pixels are stored: what changes them changes it.
-      stamp: another text where files have changed since, found without reading them.
+      storage: how the pixels are stored, in words; what changes the pixels changes it.
+      stamp: text that changes when the files do, found without reading the images.
     """
 
     labels: np.ndarray
@@ -101,7 +101,7 @@ class Subset:
 
 
 def evenly(length: int, most: int) -> np.ndarray:
-    """At most so many positions of a length, evenly spread, ascending, each once."""
+    """At most `most` positions below `length`: evenly spread, ascending, each once."""
     return np.linspace(0, length - 1, min(length, most)).astype(int)
 
 
@@ -214,16 +214,16 @@ def _read(load: "_LoadBatch", steps: range) -> Generator[Batch]:
     finally:
         iterator.close()  # ends the workers, and frees the memory shared with them
         if reading.num_workers:
-            # Semaphores in circles would be freed at any later time: amid the making of
-            # others, which Python 3.13 warns of.
+            # Semaphores in reference cycles would be freed at some later time, perhaps
+            # while others are being made, which Python 3.13 warns of.
             del iterator
             gc.collect()
 
 
 @atexit.register
 def wait_until_memory_is_freed() -> None:
-    """Returns when memory that workers shared, and nobody holds, is given back."""
-    # Grain does it in a thread, and Python drops at its end what is left to do there.
+    """Waits until all memory that workers shared and nobody holds is given back."""
+    # Grain does this in a thread; when Python exits, it drops what is left to do there.
     thread = grain.multiprocessing.SharedMemoryArray._del_thread_pool
     if thread is not None:
         thread.apply(int)  # comes after all that waits: there is one thread

@@ -104,7 +104,7 @@ class PreparedRecords:
 
     @property
     def stamp(self) -> str:
-        """Of the index, which has a checksum of each image."""
+        """A hash of the index, which holds a checksum of each image."""
         return hashlib.sha256((self.folder / INDEX_FILE).read_bytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -150,7 +150,7 @@ class PreparedRecords:
 
 @functools.cache
 def example_parser() -> tuple[Callable[[bytes], Any], type[Exception]]:
-    """What parses a record, and what it raises; TFDS is loaded where one is read."""
+    """The parser of a record and the error it raises; TFDS is imported when needed."""
     from google.protobuf import message
     from tensorflow_datasets.proto import tf_example_pb2
 

@@ -23,9 +23,9 @@ class Sampler(Protocol):
 class ClassSampler:
     """P classes x K images: `batch_size / images_per_class` classes a batch.
 
-    An epoch goes once through a fresh permutation of the classes; the classes left
-    over by whole batches sit that epoch out. A class with fewer than K images gives
-    each of them equally often, up to one.
+    An epoch goes once through a fresh permutation of the classes; classes that would
+    not fill a last batch sit that epoch out. A class with fewer than K images repeats
+    them: their counts differ by at most one.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class PairSampler:
         if len(sizes) < 2:
             raise UserError("negative pairs need at least 2 classes; there is 1.")
         self._size = sizes[classes]  # of each image's class
-        self._start = (np.cumsum(sizes) - sizes)[classes]  # its first position below
+        self._start = (np.cumsum(sizes) - sizes)[classes]  # its start in `_by_class`
         self._by_class = np.argsort(classes, kind="stable")
         self._position = np.argsort(self._by_class)  # of each image
         self._with_positive = np.flatnonzero(self._size > 1)
@@ -127,7 +127,7 @@ class PairSampler:
         """Indices of a step, int64: `[anchors, partners]`, pair i at i and B/2 + i."""
         rng = np.random.default_rng((self._seed, 2, step))
         positive = rng.choice(self._with_positive, self._pairs, replace=False)
-        # Enough that as many are left without those.
+        # Twice as many as needed: enough are left when the positive ones are taken out.
         drawn = rng.choice(len(self._position), 2 * self._pairs, replace=False)
         negative = drawn[~np.isin(drawn, positive)][: self._pairs]
         partners = self._of_its_class(positive, rng), self._of_others(negative, rng)
@@ -144,7 +144,7 @@ class PairSampler:
         return self._by_class[positions]
 
 
-# What makes each of labels, batch size, `data.images_per_class` and seed.
+# By name: what makes a sampler from labels, batch size, `data.images_per_class`, seed.
 SAMPLERS: dict[str, Callable[[np.ndarray, int, int, int], Sampler]] = {
     "classes": ClassSampler,
     "pairs": lambda labels, batch_size, _, seed: PairSampler(labels, batch_size, seed),

@@ -24,8 +24,8 @@ class Splits:
     Attributes:
       train: images of the training classes.
       evaluation: images of the classes held out; each is a query.
-      gallery: what the queries are looked for in, where that is a part of its own, as
-        in In-Shop; None where the queries are each other's gallery.
+      gallery: the images that are searched, where they are a part of their own, as in
+        In-Shop; None where the queries are each other's gallery.
       evaluation_name: "validation" where part of the training classes is held out for
         choosing settings, else "test".
       zero_shot: True where no class is in both parts.
@@ -46,7 +46,7 @@ class Splits:
         return parts if self.gallery is None else {**parts, "gallery": self.gallery}
 
     def description(self) -> dict:
-        """What makes this data known again, wherever it lies: JSON-able, no pixels.
+        """What identifies this data, wherever it lies: JSON-able, without pixels.
 
         Returns:
           "fingerprint": hash of the names, classes and parts of all images, in order;

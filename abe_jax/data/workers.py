@@ -1,4 +1,4 @@
-"""What a process that works for the main one does with signals, and without it."""
+"""How a worker process treats signals, and what it does once the main one is gone."""
 
 import multiprocessing
 import os

@@ -32,8 +32,8 @@ class Nearest:
     wrong: np.ndarray
 
     def hardest(self) -> np.ndarray:
-        """Queries that fail, the worst first: a wrong image is nearest by far; those
-        with ties come last.
+        """Queries that fail, the worst first: by how far a wrong image is nearer than
+        the best of the query's class; those with ties come last.
         """
         lead = np.where(np.isfinite(self.best), self.scores[:, 0] - self.best, -1)
         return np.flatnonzero(self.wrong)[np.argsort(-lead[self.wrong], kind="stable")]

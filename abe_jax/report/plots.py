@@ -151,7 +151,7 @@ def _svg(
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
-    # Other than ids, which are made of the salt, these would be of all plots together.
+    # Ids that are not made from the salt would be the same in all plots of a page.
     prefix = re.sub(r"\W", "", salt)
 
     def fitted(tag: re.Match[str]) -> str:

@@ -112,7 +112,7 @@ class Checkpoints:
             self._hook(raised)
 
     def _unfinished(self) -> list[pathlib.Path]:
-        """Checkpoints without their names yet, as process 0 finds them."""
+        """Checkpoints without their final names yet; only process 0 lists any."""
         pattern = "*.orbax-checkpoint-tmp*"
         return list(self._folder.glob(pattern)) if processes.is_first() else []
 
@@ -267,9 +267,9 @@ class Checkpoints:
         self._manager.reload()
 
     def _require_unsound(self, step: int, error: _Damaged) -> None:
-        """Raises what went wrong where the files are those that were written.
+        """Raises the cause of a failed read, if the files are as they were written.
 
-        Memory that is full, or a disk that fails for a moment, damages nothing.
+        A lack of memory, or a disk that fails for a moment, damages nothing.
         """
         folder = self._folder / str(step)
         if error.__cause__ is None or not seals.is_sealed(folder):

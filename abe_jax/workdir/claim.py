@@ -63,8 +63,8 @@ def require_own(
 def require_one_for_all(config, description: dict) -> None:
     """Checks that all processes were given one config and see the same data.
 
-    But for what each may have of its own (`fields.PER_PROCESS_FIELDS`). To be called
-    by all of them.
+    Fields that may differ between them (`fields.PER_PROCESS_FIELDS`) do not count. To
+    be called by all of them.
 
     Args:
       config: of this process.

@@ -113,8 +113,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
 def of_workdir(workdir: str | os.PathLike[str]) -> ConfigDict:
     """The config of a run, from what it left in its workdir.
 
-    Fields that came to this project after the run have their defaults; those that went
-    are left out.
+    Fields that the run's version did not have get their defaults; fields that this
+    version no longer has are left out.
 
     Raises:
       UserError: see `stored`, or a field is of another type than here.

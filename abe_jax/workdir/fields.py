@@ -155,7 +155,8 @@ PER_PROCESS_FIELDS = (
     "data.num_workers",
     "train.trackers",
 )
-# They change what comes after: to train on, and to go on where a loss was not finite.
+# They may change between starts, and steer what follows: to train longer, say, or to go
+# on after a loss that was not finite.
 # `changes.jsonl` keeps what was changed, and at which step.
 STEERING_FIELDS = (
     "train.steps",

@@ -18,7 +18,7 @@ _HOLDER = "process "
 
 
 def is_free_or_ours(workdir: pathlib.Path) -> bool:
-    """Whether the name of the lock is nobody else's: what is there, `hold` wrote."""
+    """Whether the lock's name is free, or its file is one that `hold` wrote."""
     path = workdir / LOCK_FILE
     try:
         with path.open("rb") as file:

@@ -50,7 +50,7 @@ class MetricWriter:
         Args:
           workdir: of the run.
           resume_step: step of the restored checkpoint; 0 for a new run.
-          evaluates: an evaluation of that step will be written, perhaps once more.
+          evaluates: whether that step will be evaluated; if so, an old evaluation goes.
 
         Raises:
           NotWritable: such as on a full disk.

@@ -81,10 +81,11 @@ def run_of(config) -> pathlib.Path | None:
 def start_from(state: TrainState, workdir: pathlib.Path) -> TrainState:
     """A new state with the weights of another run's newest checkpoint.
 
-    The other run may be another model of the same trunk, if it has one G: every section
-    then starts from the trunk's layers there, as from published weights. The layers
-    that no published network has (`models.is_new_layer`) start at random where their
-    shapes differ, as with another number of learners.
+    The other run may be of another model on the same trunk, if that has a single G: S,
+    every G and what the attention branch copies then start from the trunk's layers
+    there, as from published weights. Layers that no published network has
+    (`models.is_new_layer`) start at random where they are missing there or differ in
+    shape, as with another number of learners.
 
     Args:
       state: as returned by `train_step.initial_state`.

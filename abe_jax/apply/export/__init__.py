@@ -67,8 +67,8 @@ def write(model: Trained, output: Path) -> str:
         with config.unlocked():  # the ONNX writer knows no loops
             config.model.update(dtype="float32", learners_in_turn=False)
         model = Trained(model.workdir, model.step, config=config)
-    # By default TPUs multiply in bfloat16 and GPUs in tensorfloat32. What is compared
-    # with the file is traced anew with it.
+    # By default TPUs multiply in bfloat16 and GPUs in tensorfloat32. What the file is
+    # checked against is traced anew with this setting.
     with jax.default_matmul_precision("highest"):
         content, note = make(model)
     with written(path) as part:

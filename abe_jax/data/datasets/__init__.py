@@ -1,7 +1,7 @@
 """The data sets, one module each: layouts, official numbers, protocol and citation.
 
-A module says what people have on disk, and what is read or listed of it. A new one is
-a module with a `DATASET` and its name in the line below.
+A module says what people have on disk, and what is read or listed of it. To add a data
+set, write a module with a `DATASET`, import it below and name it in `_MODULES`.
 """
 
 from abe_jax.data.datasets import birds, cars196, cub200, image_folder, inshop, sop

@@ -13,7 +13,7 @@ from abe_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# Names of the parts that people split their data into, in any case.
+# What people call the parts that they split data into, in upper or lower case.
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -117,7 +117,7 @@ def _roles(
     shown = " and ".join(f"{name}/" for name in ordered)
     if top > parts.keys():
         if all(len(p) == 2 for p in inside):
-            return None  # images, not classes: they are classes among others
+            return None  # they hold images directly: classes that happen to be so named
         raise UserError(
             f"{where} holds {shown}, which are parts of a data set, beside "
             f"{min(top - parts.keys())!r} and perhaps others; move the class folders "
@@ -165,7 +165,7 @@ def _refuse_loose(
 
 
 def _beside_folders(prefix: str, images: Sequence[Parts], depth: int) -> str:
-    """Which image makes a class of the only folder, where its folders could be some."""
+    """Names an image that lies beside folders which may be meant as the classes."""
     beside = [p for p in images if len(p) == depth + 1]
     if not beside or len(beside) == len(images):
         return ""

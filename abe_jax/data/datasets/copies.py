@@ -8,7 +8,7 @@ _END = 4096  # bytes
 
 
 def count_copies(files: Sequence[str], others: Sequence[str]) -> int:
-    """How many of the other files have the very bytes of one of the files.
+    """How many of `others` are byte for byte equal to one of `files`.
 
     Most files differ in size, most of the rest in how they end; only what is left is
     read. A file that cannot be read is nobody's copy.

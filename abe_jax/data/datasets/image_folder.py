@@ -68,7 +68,7 @@ class ImageFolder:
 
     @property
     def stamp(self) -> str:
-        """Of the size and the time of each file, or of the zip file."""
+        """A hash of each file's size and modification time, or of the zip file's."""
         names = [self.prefix + name for name in self.names]
         one = self.path.is_file()
         files = [self.path] if one else [self.path / name for name in names]
@@ -101,7 +101,7 @@ class ImageFolder:
             ) from error
 
     def count_copies(self, some: np.ndarray, others: np.ndarray) -> int:
-        """How many of the other images have the very bytes of one of some images.
+        """How many of `others` are copies of an image of `some`.
 
         Args:
           some: integer indices.

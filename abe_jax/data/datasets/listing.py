@@ -150,8 +150,8 @@ def check_boxes(
     """Refuses boxes of some images only: the others would be taken whole.
 
     Args:
-      boxed: what the images that have one are listed by.
-      listed: what all images are listed by.
+      boxed: keys (ids or names) of the images that have a box.
+      listed: keys of all images.
       annotation: where the boxes are, in words.
 
     Raises:

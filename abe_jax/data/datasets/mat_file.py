@@ -1,7 +1,7 @@
-"""MATLAB files, read by a process of its own.
+"""MATLAB files, read in a process of their own.
 
-SciPy's reader can end the process that calls it: a damaged file makes it write where it
-must not. What is read comes back as JSON.
+SciPy's reader can crash the process that calls it: a damaged file makes it write out of
+bounds. What is read comes back as JSON.
 """
 
 import json

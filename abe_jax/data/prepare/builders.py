@@ -133,7 +133,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self, records: Sequence[Record]
     ) -> Iterator[tuple[int, dict]]:
         """Key and features of each usable image, in order."""
-        # Records first: none of the next split may be taken from the iterator.
+        # `records` first: zip then ends before it takes an image of the next split.
         for key, (record, result) in enumerate(
             zip(records, self._encoded, strict=False)
         ):
@@ -169,7 +169,7 @@ class RetrievalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # are in their order already, and go to the disk as they come.
         del download_config
         info = self._info_of(
-            # Whose folder is another one, renamed later.
+            # With the temporary folder, which TFDS renames once all is written.
             dataset_info.DatasetIdentity.from_builder(self)
         )
         writer = tfds.core.SequentialWriter(

@@ -26,15 +26,15 @@ def read(
 
     Args:
       dataset: one that has something to read.
-      source: a folder, or an archive (zip, tgz, tar). Of a data set of official numbers
-        that is not whole without them, archives that lie in the source are unpacked,
-        and those in them; parquet files, where it has mirrors of such.
+      source: a folder, or an archive (zip, tgz, tar). Where a data set has official
+        numbers and the files alone are not all of it, archives among them are unpacked,
+        and those inside; so are parquet files, where the data set has such mirrors.
       scratch: folder for what is unpacked; the images of the listing may lie in it.
       expected: numbers to hold the data to; the official ones by default.
 
     Raises:
-      UserError: nothing there, no known layout, or not the official data; what the
-        source lacks by itself comes first.
+      UserError: nothing there, no known layout, or not the official data; the message
+        begins with what was wrong before archives in the source were unpacked.
     """
     expected = dataset.expected if expected is None else expected
     folders = [source]

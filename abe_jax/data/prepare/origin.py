@@ -32,7 +32,7 @@ class Seen:
 
 
 def look(source: pathlib.Path) -> Seen:
-    """Lists a source, before it is read: what comes later is not in what was made."""
+    """Lists a source, before it is read, so that files added later count as new."""
     now = time.time_ns()
     files = _files(source)
     return Seen(now, {name: (path, _size(path)) for name, path in files.items()})
@@ -79,7 +79,7 @@ def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -
     try:
         noted = json.loads(path.read_text())
         there, files = Storing(**noted["storing"]), noted["files"]
-        # Earlier versions did not note it, and looked in the end.
+        # Earlier versions did not note the time, and listed the files at the end.
         looked = noted.get("time", path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -115,12 +115,12 @@ def _size(path: str) -> int:
 
 
 def _is_digested(name: str, size: int) -> bool:
-    """Annotations, and an archive that is the source; no image that is not listed."""
+    """True of annotations (small files, no images) and of an archive as the source."""
     return not name or size <= _QUICK and not name.lower().endswith(SUFFIXES)
 
 
 def _applied(storing: Storing) -> Storing:
-    """What of it has an effect: where images keep their size, none is asked for."""
+    """The settings that have an effect: `size` has none where images keep theirs."""
     return dataclasses.replace(storing, size=0) if storing.keep_original else storing
 
 
@@ -135,7 +135,7 @@ def _differences(
             status = os.stat(now[name])
             if status.st_size != size:
                 return True
-            # Files that were only copied are newer, too.
+            # Being newer is not enough: files that were only copied are newer, too.
             newer = max(status.st_mtime_ns, status.st_ctime_ns) >= time
             return newer and known is not None and digest(now[name]).hex() != known
         except OSError:  # it could be read when it was prepared

@@ -79,7 +79,7 @@ def only_one(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder for unfinished work, gone in the end; what a killed run left, too.
+    """A folder for unfinished work, removed at the end; a killed run's is removed too.
 
     Raises:
       UserError: there is a folder of that name that this program did not make.
@@ -100,7 +100,7 @@ def unfinished(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove(path: pathlib.Path) -> None:
-    """The mark after all else: where this is interrupted, the rest is known as ours."""
+    """Removes the mark last: what an interruption leaves is still known as ours."""
     for child in path.glob("*/"):
         shutil.rmtree(child, ignore_errors=True)
     shutil.rmtree(path, ignore_errors=True)
