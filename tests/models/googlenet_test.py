@@ -89,7 +89,7 @@ def test_pooling_rounds_up(trunk, size, maps):
 
 def _train(layer, x, devices):
     """Output and new variables of a layer, the batch spread over some devices."""
-    graphdef, state = nnx.split(layer)
+    graphdef, state = nnx.split(nnx.view(layer, use_running_average=False))
     mesh = jax.make_mesh(
         (devices,),
         (DATA_AXIS,),
