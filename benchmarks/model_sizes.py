@@ -61,9 +61,7 @@ def size(
         }
     )
     model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
-    # In training batch norm would ask for the axis of the devices.
-    frozen = nnx.view(model, use_running_average=True, raise_if_not_found=False)
-    graphdef, state = nnx.split(frozen)
+    graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     program = traced(lambda s, x: nnx.merge(graphdef, s, copy=True)(x), state, image)
     parameters = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -28,7 +28,6 @@ def test_embeddings_and_loss_are_ours(trunk, monkeypatch):
 
     case = abe_cases.Case(learners=2, size=64, batch=4, dtype="float32", trunk=trunk)
     model = models.create(case.config().model, rngs=nnx.Rngs(0))
-    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     embed = jax.jit(lambda images: model(model.preprocessing(images)))
     embeddings = embed(jnp.asarray(case.images(), jnp.float32))
     labels = jnp.asarray(case.labels())

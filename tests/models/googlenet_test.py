@@ -73,7 +73,6 @@ def test_preprocessing_of_the_forms():
 @pytest.mark.parametrize(("size", "maps"), [(224, 14), (222, 13), (64, 4), (50, 3)])
 def test_pooling_rounds_up(trunk, size, maps):
     model = nnx.eval_shape(lambda: googlenet.GoogLeNet(trunk, rngs=nnx.Rngs(0)))
-    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(model)
 
     def run(state, images):

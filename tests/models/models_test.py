@@ -286,7 +286,6 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
     [
         (models.ABE, {"num_learners": 3}, "512 is not divisible by model.num_learners"),
         (models.MHeads, {"embedding_dim": 4}, "4 is not divisible"),
-        (models.OneHead, {"embedding_dim": 0}, "model.embedding_dim = 0 must be 1 or"),
         (models.ABE, {"attention_blocks": 0}, "can copy 1 to 7 blocks of 'googlenet'"),
         (models.ABE, {"attention_blocks": 9}, "can copy 1 to 7 blocks"),
         (models.ABE, {"branch": "pool4"}, "known are 'pool3'"),
@@ -301,7 +300,10 @@ def test_the_documented_statements_run(tmp_path, monkeypatch):
 )
 def test_impossible_models_of_the_library(make, changes, message):
     sizes = {"num_learners": 8, "embedding_dim": 512, **changes}
-    if make is models.OneHead:
-        del sizes["num_learners"]
     with pytest.raises(UserError, match=re.escape(message)):
         make(**sizes, rngs=nnx.Rngs(0))
+
+
+def test_a_one_head_without_dimensions_is_refused():
+    with pytest.raises(UserError, match="model.embedding_dim = 0 must be 1 or"):
+        models.OneHead(embedding_dim=0, rngs=nnx.Rngs(0))

@@ -163,7 +163,6 @@ def test_features_agree(name, height, width, request, tmp_path):
     net = _net(name, request)
     model = models.OneHead(embedding_dim=8, trunk=name, rngs=nnx.Rngs(0))
     pretrained.initialize(model, _saved(net, tmp_path))
-    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     images = torch.randn(2, 3, height, width)
     setattr(net, "fc" if name == "resnet50" else "head", torch.nn.Identity())
     with torch.no_grad():

@@ -143,7 +143,6 @@ def test_where_the_cut_is(trunk, branch, blocks, side, channels):
     fields = small_config(trunk, branch=branch, attention_blocks=blocks).model
     fields.width = 0.125
     model = nnx.eval_shape(lambda: models.create(fields, rngs=nnx.Rngs(0)))
-    model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((3, 128, 128, 3), jnp.float32)
 
