@@ -71,9 +71,6 @@ DATA: dict[str, Data] = {
         _BIRDS | _SLOW | {"data.sampler": "classes", "data.images_per_class": 4},
     ),
     "birds_pairs": Data("quickstart", _BIRDS | _PAIRS | _SLOW),
-    "birds_pairs_long": Data(
-        "quickstart", _BIRDS | _PAIRS | _SLOW | {"train.steps": 4800}
-    ),
     "birds_fast": Data("quickstart", _BIRDS),
     # Shorter ones.
     "birds_1400": Data("quickstart", _BIRDS | {"train.steps": 1400}),
@@ -90,18 +87,22 @@ DATA: dict[str, Data] = {
     "emoji64_narrow_tuned": Data(
         "emoji64", _EMOJI | _NARROW | _PAIRS | _TUNE, start="emoji64_narrow"
     ),
-    # Longer, on larger images, none mirrored: a mirrored arrow is another emoji.
-    "emoji64_96": Data("emoji64", _LONG | _pixels(96) | {"augment.flip": 0.0}),
     # The best that was found: what is tuned starts from longer training.
     "emoji64_long": Data("emoji64", _LONG),
     "emoji64_long_tuned": Data(
         "emoji64", _LONG | _TUNE | {"train.steps": 800}, start="emoji64_long"
+    ),
+    # Three times as long once more.
+    "emoji64_longer": Data("emoji64", _LONG | {"train.steps": 10800}),
+    "emoji64_longer_tuned": Data(
+        "emoji64", _LONG | _TUNE | {"train.steps": 800}, start="emoji64_longer"
     ),
 }
 
 _ONE: Overrides = _MULTI | {"model.name": "one_head"}
 _COLOURS = ("brightness", "contrast", "saturation", "hue", "grey")
 _PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
+_EIGHT: Overrides = {"model.num_learners": 8}
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
 
 
@@ -154,9 +155,11 @@ ROWS: dict[str, Row] = {
         | {"augment.saturation": 0.9, "augment.grey": 0.5}
     ),
     "1-head, multi-similarity, width 1": Row(_ONE | {"model.width": 1.0}),
-    "abe-8, contrastive, pairs": Row(
-        _PAIRS | {"model.num_learners": 8, "loss.name": "contrastive"}
-    ),
+    # What makes the best ABE-8 better?
+    "abe-8, D 512": Row(_EIGHT | {"model.embedding_dim": 512}),
+    "abe-8, pixels 96": Row(_EIGHT | _pixels(96)),
+    "abe-8, D 512, pixels 96": Row(_EIGHT | {"model.embedding_dim": 512} | _pixels(96)),
+    "abe-8, contrastive, pairs": Row(_PAIRS | _EIGHT | {"loss.name": "contrastive"}),
     "proxy-anchor": Row(_PROXY),
     "1-head, proxy-anchor": Row(_PROXY | {"model.name": "one_head"}),
     # At their authors' rate itself, in place of a hundred times ours.
