@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     # the mean colour (the paper's way; the colour is ours); centre: its short side is
     # load_size, and the middle is kept; squeeze: all of it, its aspect lost.
     data.square = "pad"
-    data.box_crop = False  # only the object's bounding box: cub200 and cars196
+    data.box_crop = False  # only the object's box: cub200, cars196, inshop
     # Side of the crops that the model sees; for a ViT a multiple of its patches' side.
     data.image_size = 224
     data.sampler = "pairs"  # pairs: the paper's; classes: P classes x K images

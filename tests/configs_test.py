@@ -38,7 +38,9 @@ def shrunk(config, photos):
     if config.model.branch is None:  # behind that of configs/photos.py are none
         config.model.attention_blocks = 1
     config.data.update(load_size=36, image_size=32)
-    config.data.update(birds_classes=32, birds_images_per_class=16, path=str(photos))
+    config.data.update(birds_classes=32, birds_images_per_class=16)
+    if config.data.name != "birds":
+        config.data.path = str(photos)
     config.train.update(steps=1)
     config.eval.batch_size = 16
     if config.data.feature_cache:  # configs/photos.py, whose file is on a hub

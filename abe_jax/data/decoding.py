@@ -148,14 +148,15 @@ def require_known_square(square: str) -> str:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image the right way up, as 8-bit RGB over white."""
-    turn = _TURNS.get(orientation(image))
+    file_format, turn = image.format, _TURNS.get(orientation(image))
     image = image if turn is None else image.transpose(turn)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
-        # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535.
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535. As "I" a
+        # TIFF file has 32 bits, of any range.
+        if image.mode == "F" or (image.mode, file_format) == ("I", "TIFF"):
             raise ValueError("its pixels are not of 8 or 16 bits")
         return Image.fromarray(
             np.clip(values / 257.0, 0, 255).astype(np.uint8)

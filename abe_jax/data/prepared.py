@@ -74,9 +74,8 @@ class PreparedRecords:
         self.roles = np.array(ROLES)[index["role"]]
         self.stored_size = int(index["size"])
         short = self.stored_size
-        self.storage = f"JPEG, {f'short side {short}' if short else 'original size'}"
-        if "quality" in index:  # earlier versions did not note it
-            self.storage += f", quality {int(index['quality'])}"
+        sides = f"short side {short}" if short else "original size"
+        self.storage = f"JPEG, {sides}, quality {int(index['quality'])}"
         self.num_skipped = int(index["num_skipped"])
         if box_crop and not index["has_boxes"]:
             raise UserError(
@@ -92,7 +91,7 @@ class PreparedRecords:
                 "prepare it again, or switch it off."
             )
         self._boxes = index["box"] if box_crop else None
-        self._checksums = index.get("checksum")  # earlier versions did not note them
+        self._checksums = index["checksum"]
         self._records = _open_shards(
             self.folder, _texts(index["shard"]), index["shard_length"].tolist()
         )
@@ -137,7 +136,7 @@ class PreparedRecords:
             image = example.features.feature["image"].bytes_list.value[0]
         except (IndexError, parse_error, OSError, RuntimeError, ValueError) as error:
             raise self._damaged(index, reason(error)) from error
-        if self._checksums is not None and zlib.crc32(image) != self._checksums[index]:
+        if zlib.crc32(image) != self._checksums[index]:
             raise self._damaged(index, "it has changed")
         return image
 
@@ -203,6 +202,4 @@ def _open_shards(
 
 
 def _texts(lines: np.ndarray) -> list[str]:
-    text = lines.tobytes().decode("utf-8", "surrogateescape")
-    # Earlier versions wrote lines, without an end of the last.
-    return text[:-1].split("\0") if text.endswith("\0") else text.split("\n")
+    return lines.tobytes().decode("utf-8", "surrogateescape")[:-1].split("\0")

@@ -55,6 +55,11 @@ class ClassSampler:
                 f"has; the largest has {largest} images."
             )
         classes_per_batch = batch_size // images_per_class
+        if classes_per_batch < 2:
+            raise UserError(
+                f"a batch of {batch_size} images, {images_per_class} a class, has one "
+                "class, and no negative pair; lower data.images_per_class."
+            )
         if classes_per_batch > len(members):
             raise UserError(
                 f"a batch of {batch_size} images, {images_per_class} a class, needs "

@@ -6,6 +6,7 @@ import pathlib
 from abe_jax.data import prepared
 from abe_jax.data.datasets import DATASETS
 from abe_jax.data.datasets.tree import local
+from abe_jax.data.decoding import require_known_square
 from abe_jax.data.pipeline import SplitSource
 from abe_jax.data.prepared import PreparedRecords
 from abe_jax.errors import UserError, require_known
@@ -28,6 +29,7 @@ def open_source(config) -> SplitSource:
             f"{config.image_size}; images are cropped on the device, never enlarged."
         )
     require_known("data.name", config.name, DATASETS)
+    require_known_square(config.square)
     dataset = DATASETS[config.name]
     path = local(config.path, "data.path") if config.path else None
     folder = prepared.find(path, config.name) if dataset.read and path else None

@@ -115,6 +115,11 @@ def _two_of_a_kind(root):
         make(root / part, ["ash", "elm"])
 
 
+def _other_names(root):
+    for part in ("train", "dev", "query"):
+        make(root / part, ["ash", "elm"])
+
+
 def _no_training(root):
     for part in ("val", "test"):
         make(root / part, ["ash", "elm"])
@@ -126,6 +131,10 @@ def _no_training(root):
         (
             _beside_classes,
             "train/ and val/, which are parts of a data set, beside 'oak'",
+        ),
+        (
+            _other_names,
+            "train/ with folders in it.*beside 'dev'; parts are called trai",
         ),
         (_two_of_a_kind, "train/ and training/ and test/; one part must be for train"),
         (_no_training, "val/ and test/; one part must be for training"),
@@ -220,6 +229,20 @@ def test_a_class_with_nothing_left_says_what_it_holds(tmp_path):
     (folder / "elm" / "1.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=r"'elm' \(1 .heic\); images end in .*Put im"):
         ImageFolder(folder, 8)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_messages_name_the_outer_folders(kind, tmp_path):
+    folder = make(tmp_path / "outer" / "photos", ["ash", "oak"])
+    (folder / "ash" / "0.png").write_bytes(b"broken")
+    path = tmp_path / "outer"
+    if kind == "zip":
+        path = pathlib.Path(shutil.make_archive(str(path), "zip", path))
+    with pytest.raises(UserError, match=f"cannot read {path}/photos/ash/0.png as an"):
+        ImageFolder(path, 8)[0]
+    (folder / "elm").mkdir()
+    with pytest.raises(UserError, match=r"outer/photos hold no image, .* is 'elm'"):
+        ImageFolder(tmp_path / "outer", 8)
 
 
 def test_links_to_class_folders_are_followed_but_not_in_circles(tmp_path, caplog):

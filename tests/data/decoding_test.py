@@ -45,6 +45,11 @@ def assert_close(image, colour, tolerance=4):
             {},
             (90, 90, 90),
         ),
+        (
+            Image.fromarray(np.full((9, 9), 90 * 257, np.uint16)),
+            {"format": "PPM"},
+            (90, 90, 90),
+        ),
     ],
     ids=lambda value: getattr(value, "mode", None),
 )
@@ -54,7 +59,7 @@ def test_becomes_rgb(image, options, colour):
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.float32(0.5), np.float32(200), np.int32(70_000), np.int32(-1)]
+    "pixels", [np.float32(0.5), np.float32(200), np.int32(70_000), np.int32(128)]
 )
 def test_pixels_of_an_unknown_range_are_refused(pixels):
     image = Image.fromarray(np.full((9, 9), pixels))

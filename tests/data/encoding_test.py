@@ -124,12 +124,13 @@ def test_quality_is_that_of_the_encoder():
     assert sizes == sorted(sizes) and sizes[0] * 2 < sizes[2]
 
 
-def test_exif_orientation_is_undone():
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_undone(format):
     upright = Image.new("RGB", (64, 32), "black")
     upright.paste(RED, (0, 0, 32, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned by a quarter
-    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
+    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), format, exif=exif)
     stored = pixels(encode(data, Storing()))
     assert stored.shape == (32, 64, 3)
     assert np.abs(stored[4:28, 4:28].reshape(-1, 3).mean(0) - RED).max() <= 4

@@ -54,6 +54,9 @@ def test_a_data_set(tmp_path, monkeypatch):
     (images / "3.jpg").unlink()
     with pytest.raises(UserError, match="1 of the 12 images listed in labels.csv"):
         prepare("flowers", tmp_path / "flowers", tmp_path / "other")
+    (images.parent / "labels.csv").unlink()
+    with pytest.raises(UserError, match="flowers holds no labels.csv; give the whole"):
+        prepare("flowers", tmp_path / "flowers", tmp_path / "other")
 
 
 def test_a_sampler(monkeypatch):

@@ -178,6 +178,8 @@ def test_bad_folders_are_refused(tmp_path, make, message):
         ({"path": ""}, "data.path is not set"),
         ({"name": "cub2000"}, "known are 'cub200', 'cars196', 'sop', 'inshop'"),
         ({"square": "circle"}, "known are 'centre', 'squeeze', 'pad'"),
+        ({"name": "birds", "square": "circle"}, "known are 'centre', 'squeeze', 'pad'"),
+        ({"name": "birds"}, "'birds' draws its images; .*=image_folder"),
         ({"box_crop": True}, "box_crop is for prepared data sets with boxes"),
         ({"name": "sop"}, "holds no prepared sop; make one with python -m"),
         ({"name": "sop", "path": ""}, "data.path is not set; give a prepared sop"),

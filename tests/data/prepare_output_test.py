@@ -4,7 +4,6 @@ import os
 import shutil
 
 import fake_datasets as fake
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
@@ -210,24 +209,12 @@ def test_a_file_of_records_that_was_damaged_at_once_is_noticed(tmp_path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
 
 
-def test_files_of_earlier_versions_are_read(tmp_path):
-    """Their index has lines, and neither quality, checksums nor origin."""
+def test_a_set_whose_origin_is_not_noted_is_refused(tmp_path):
     fake.class_folders(tmp_path / "photos")
     prepare("image_folder", tmp_path / "photos", tmp_path / "data")
-    folder = prepared.find(tmp_path / "data", "image_folder")
-    expected = prepared.PreparedRecords(folder, 16)
-    with np.load(folder / "index.npz") as content:
-        index = dict(content)
-    del index["quality"], index["checksum"]
-    for key in ("name", "class_id", "class_name", "shard"):
-        lines = index[key].tobytes()[:-1].replace(b"\0", b"\n")
-        index[key] = np.frombuffer(lines, np.uint8)
-    np.savez(folder / "index.npz", **index)
-    (folder / "origin.json").unlink()
-    found = prepared.PreparedRecords(folder, 16)
-    assert found.class_names == expected.class_names and found.names == expected.names
-    text = prepare("image_folder", tmp_path / "photos", tmp_path / "data")
-    assert text.startswith("already prepared")
+    (prepared.find(tmp_path / "data", "image_folder") / "origin.json").unlink()
+    with pytest.raises(UserError, match=r"origin\.json.*delete .* prepare it again"):
+        prepare("image_folder", tmp_path / "photos", tmp_path / "data")
 
 
 @pytest.mark.parametrize("flag", ["--source", "--data_dir"])

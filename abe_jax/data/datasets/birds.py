@@ -3,8 +3,7 @@
 A class is a combination of part attributes, as a bird species is: one of five
 heads, beaks, breasts, wings and tails each. An image of a class varies everything
 else: pose, scale, position, plumage colour, background, light and occlusion. Two
-classes differ in two parts or more, so a representation that attends to the parts
-tells classes apart that it never saw, and one that does not cannot.
+classes differ in two parts or more.
 """
 
 import operator
@@ -154,6 +153,11 @@ def _choose_classes(num_classes: int, seed: int) -> np.ndarray:
 
 
 def _open(config) -> Birds:
+    if config.path:
+        raise UserError(
+            f"data.path is {config.path!r}, but data.name = 'birds' draws its images; "
+            "for those of a folder or zip file give --config.data.name=image_folder."
+        )
     try:
         return Birds(
             num_classes=config.birds_classes,

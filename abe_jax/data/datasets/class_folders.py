@@ -54,12 +54,12 @@ def arrange(tree: Tree) -> Arrangement:
       UserError: no classes, an empty one, fewer than two, images outside of them, or
         parts mixed with classes.
     """
-    where = tree.root
     files = sorted(tuple(name.split("/")) for name in tree.files)
     images = [p for p in files if p[-1].lower().endswith(SUFFIXES)]
     others = [p for p in files if not p[-1].lower().endswith(SUFFIXES)]
     folders = [tuple(name.split("/")) for name in tree.folders]
     prefix = _prefix(images, folders)
+    where = f"{tree.root}/{prefix}".rstrip("/")
     depth = prefix.count("/")
     images, others, folders = (
         [p[depth:] for p in paths if len(p) > depth]
@@ -74,7 +74,7 @@ def arrange(tree: Tree) -> Arrangement:
     if len(class_names) < 2:
         raise UserError(
             f"{where} holds {len(class_names)} class(es); at least 2 are needed, one "
-            f"folder each{_beside_folders(prefix, images, depth)}."
+            f"folder each{_beside_folders(images, depth)}."
         )
     _log_left_out(tree, [p for p in others if len(p) > depth])
     classes = [p[depth - 1] for p in images]
@@ -110,11 +110,17 @@ def _roles(
     top = {p[0] for p in folders}
     parts = {name: _PARTS[name.lower()] for name in top if name.lower() in _PARTS}
     roles = sorted(parts.values())
-    if len(set(roles)) < 2:
-        return None  # a class may well be called "train"
     inside = [p for p in images if p[0] in parts]
     ordered = sorted(parts, key=lambda name: (list(_PARTS).index(name.lower()), name))
     shown = " and ".join(f"{name}/" for name in ordered)
+    if len(set(roles)) < 2:
+        if not parts or top == parts.keys() or any(len(p) < 3 for p in images):
+            return None  # a class may well be called "train"
+        raise UserError(
+            f"{where} holds {shown} with folders in it, as parts of a data set have "
+            f"them, beside {min(top - parts.keys())!r}; parts are called "
+            f"{', '.join(_PARTS)}: rename the others, or move them elsewhere."
+        )
     if top > parts.keys():
         if all(len(p) == 2 for p in inside):
             return None  # they hold images directly: classes that happen to be so named
@@ -164,12 +170,12 @@ def _refuse_loose(
     )
 
 
-def _beside_folders(prefix: str, images: Sequence[Parts], depth: int) -> str:
+def _beside_folders(images: Sequence[Parts], depth: int) -> str:
     """Names an image that lies beside folders which may be meant as the classes."""
     beside = [p for p in images if len(p) == depth + 1]
     if not beside or len(beside) == len(images):
         return ""
-    name = prefix + "/".join(beside[0])
+    name = "/".join(beside[0])
     return f"; {name!r} lies beside folders that may be meant: move it elsewhere"
 
 

@@ -91,7 +91,7 @@ class ImageFolder:
         Raises:
           UserError: the file cannot be read as an image.
         """
-        name = f"{self.path}/{self.names[index]}"
+        name = f"{self.path}/{self.prefix}{self.names[index]}"
         try:
             return decode(self._read(index), self.size, name, square=self._square)
         except UserError as error:  # a run knows its data by the names

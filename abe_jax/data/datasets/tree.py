@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pathlib
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable
 
@@ -43,8 +44,8 @@ class Zip(zipfile.ZipFile):
 class Tree:
     """The visible files below a folder, or in a zip file.
 
-    Hidden files, system folders, workdirs of runs, and what is neither file nor folder
-    are left out.
+    Hidden files, system folders, and what is neither file nor folder are left out; of
+    folders also workdirs of runs.
 
     Attributes:
       root: the folder or zip file.
@@ -189,8 +190,10 @@ class Tree:
         """The lines of a text file that are not empty, at least one.
 
         Raises:
-          UserError: it cannot be read as UTF-8 text, or is empty.
+          UserError: it is not there, cannot be read as UTF-8 text, or is empty.
         """
+        if name not in self.files:
+            raise UserError(f"{self.root} holds no {name}; give the whole data set.")
         try:
             text = pathlib.Path(self.files[name]).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -272,7 +275,10 @@ def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 def printable(name: str | os.PathLike[str]) -> str:
     r"""A name as one line of text: bytes that are no UTF-8 and controls as `\xff`."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else rf"\x{ord(c):02x}" for c in text)
+    controls = "Cc", "Zl", "Zp"  # with ends of lines; other kinds of spaces are kept
+    return "".join(
+        rf"\x{ord(c):02x}" if unicodedata.category(c) in controls else c for c in text
+    )
 
 
 def count_suffixes(names: Iterable[str]) -> str:

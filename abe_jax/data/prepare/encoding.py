@@ -89,8 +89,11 @@ def encode(data: bytes, storing: Storing, box: Box | None = None) -> Encoded:
             if min(image.size) > 4 * wanted:
                 # JPEG decodes at a fraction of its size; the rest is left to resizing.
                 image.draft("RGB", (2 * wanted, 2 * wanted))
-            image.load()
+            # Pillow turns TIFF files when it loads them; PNG files may have the tag
+            # behind the pixels.
             upright = orientation(image) == 1
+            image.load()
+            upright = upright and orientation(image) == 1
             if plain and upright and min(image.size) <= wanted:
                 return Encoded(data, relative, _digest(data))
             rgb = to_rgb(image)

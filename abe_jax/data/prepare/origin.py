@@ -68,19 +68,14 @@ def write(
 def refuse_other(folder: pathlib.Path, source: pathlib.Path, storing: Storing) -> None:
     """Refuses what a prepared data set was not made from, or not in this way.
 
-    Sets without a note, of earlier versions, are believed.
-
     Raises:
       UserError: files or the way of storing differ; the difference is shown.
     """
     path = folder / ORIGIN_FILE
-    if not path.exists():
-        return
     try:
         noted = json.loads(path.read_text())
         there, files = Storing(**noted["storing"]), noted["files"]
-        # Earlier versions did not note the time, and listed the files at the end.
-        looked = noted.get("time", path.stat().st_mtime_ns)
+        looked = noted["time"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot read {path}: {error}; delete {folder} and prepare it again."
