@@ -13,8 +13,9 @@ import numpy as np
 from absl import app
 
 from abe_jax import data, evaluate, parallel, retrieval
+from abe_jax.errors import UserError
 from abe_jax.workdir import weights
-from studies import run
+from studies import grid, run
 
 FILE = run.RUNS_FILE.with_name("limits.jsonl")
 PARTS = 5  # of the classes: validation classes are a fifth of those trained on
@@ -37,6 +38,8 @@ def measure(config: Any, workdir: str) -> dict[str, float]:
     splits = data.create(config.data)
     mesh = parallel.make_mesh()
     model, state = weights.restore_trained(pathlib.Path(workdir), config, mesh, None)
+    if state.step != config.train.steps:
+        raise UserError(f"{workdir} is at step {state.step} of {config.train.steps}.")
     evaluator = evaluate.Evaluator(config, model, splits, mesh)
     found: dict[str, float] = {}
     for name, part in (("trained", splits.train), ("evaluated", splits.evaluation)):
@@ -56,6 +59,8 @@ def main(_) -> None:
 
     def line_of(data: str, row: str, seed: int, part: str) -> dict:
         key = data, row, seed, part
+        if grid.ROWS[row].members > 1:
+            raise app.UsageError(f"{row!r} is of several models; name a row of one.")
         found = measure(*run.config_and_workdir(*key, run.PATH.value, folder))
         return run.named(*key) | run.made_by() | found
 

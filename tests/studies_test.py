@@ -6,11 +6,13 @@ import pathlib
 
 import numpy as np
 import pytest
+from absl import app
 from absl.testing import flagsaver
 from tiny import replace_models
 from train_test import small_config
 
 from abe_jax import data, evaluate, models
+from abe_jax.errors import UserError
 from studies import figures, grid, limits, picture, run, tables
 
 
@@ -83,6 +85,18 @@ def test_limits_are_measured_on_both_parts(tiny, monkeypatch):
         if labels[i] != labels[j]
     ]
     np.testing.assert_allclose(found["same_artist"], np.mean(pairs))
+    key[0].train.steps += 1
+    with pytest.raises(UserError, match="is at step 2 of 3"):
+        limits.measure(*key)
+
+
+def test_limits_are_of_one_model():
+    asked = {"data": "birds", "rows": ["3 x 1-head"], "seeds": ["0"]}
+    with (
+        flagsaver.flagsaver(**asked),
+        pytest.raises(app.UsageError, match="'3 x 1-head' is of several models"),
+    ):
+        limits.main(None)
 
 
 def test_wrong_neighbours_of_the_same_artist():

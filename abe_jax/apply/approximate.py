@@ -19,6 +19,7 @@ from abe_jax.data.datasets.tree import printable
 from abe_jax.errors import UserError, first_line
 from abe_jax.workdir import whole
 
+_DELETE = "delete it, and it is made anew"
 _MEASURED = 200  # rows that ask, to measure the recall
 _NEIGHBOURS = 10
 
@@ -60,10 +61,11 @@ class Graph:
         make = require_usearch()
         digest = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()[:16]
         path = stem.with_name(f"{stem.name}-{digest}.usearch")
+        self._rows, self._path = rows, path
         self._graph: Any = make(ndim=rows.shape[1], metric="ip", dtype="f32")
         self.recall: float | None = None
         if path.exists():
-            with _named("read", path, "delete it, and it is made anew"):
+            with _named("read", path, _DELETE):
                 self._graph.load(str(path))
             return
         with _named("write", path, "make room there"):  # before long work
@@ -77,14 +79,25 @@ class Graph:
                 old.unlink()
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `retrieval.Gallery.top_k`; where fewer are found, row -1 at the end."""
+        """As `retrieval.Gallery.top_k`; where fewer are found, row -1 at the end.
+
+        Raises:
+          UserError: the file that the graph was read from is damaged.
+        """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1)
         found = self._graph.search(queries, k)
         # usearch answers a single query with its matches alone.
         for query, matches in enumerate([found] if len(queries) == 1 else found):
-            rows[query, : len(matches)] = matches.keys
-            scores[query, : len(matches)] = 1 - matches.distances
+            keys = matches.keys.astype(np.int64)
+            if not np.all((0 <= keys) & (keys < len(self._rows))):
+                raise UserError(
+                    f"the graph {printable(self._path)} is damaged; {_DELETE}."
+                )
+            exact = self._rows[keys] @ queries[query]
+            order = np.argsort(-exact, stable=True)
+            rows[query, : len(keys)] = keys[order]
+            scores[query, : len(keys)] = exact[order]
         return scores, rows
 
     def _measure(self, rows: np.ndarray) -> float:

@@ -161,9 +161,10 @@ class _Parquet:
 
     def _write(self) -> None:
         rows = np.ascontiguousarray(np.concatenate(self._rows), np.float32)
+        encoded = [os.fsencode(name) for name in self._names]
         columns = [
-            pa.array([printable(name) for name in self._names]),
-            pa.array([os.fsencode(name) for name in self._names]),
+            pa.array([x.decode("utf-8", "backslashreplace") for x in encoded]),
+            pa.array(encoded),
             pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
         ]
         self._writer.write_table(pa.table(columns, schema=self._schema))

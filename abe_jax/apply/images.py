@@ -24,6 +24,7 @@ import numpy as np
 from abe_jax.data.datasets.tree import (
     SYSTEM_FOLDERS,
     Tree,
+    Zip,
     local,
     member_path,
     printable,
@@ -104,8 +105,14 @@ class Reader:
         Raises:
           UserError: it cannot be read, or its zip file is no longer that of `find`.
         """
+        if image.version[0] > MAX_BYTES:
+            raise UserError(
+                f"{printable(image.name)} is larger than {MAX_BYTES} bytes."
+            )
         try:
             if image.member is None:
+                if image.name.lower().endswith(".zip"):
+                    zipfile.ZipFile(image.path).close()  # says what is wrong with it
                 return image.path.read_bytes()
             archive = self._open(image.path)
             found = archive.infolist()[image.member : image.member + 1]
@@ -116,10 +123,6 @@ class Reader:
                     "since it was listed."
                 )
             (member,) = found
-            if member.file_size > MAX_BYTES:
-                raise UserError(
-                    f"{printable(image.name)} is larger than {MAX_BYTES} bytes."
-                )
             return archive.read(member)
         except UserError:
             raise
@@ -206,7 +209,7 @@ def _loose(path: pathlib.Path, name: str) -> ImageFile:
 
 def _in_zip(path: pathlib.Path, prefix: str) -> list[ImageFile]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with Zip(path) as archive:
             members = archive.infolist()
     except Exception as error:  # as above
         raise UserError(f"{printable(path)!r} is no zip file ({error}).") from error

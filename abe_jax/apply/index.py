@@ -201,12 +201,15 @@ def refresh(model: "Trained", folder: Path, file: Path | None = None) -> Index:
     else:  # perhaps something else of the user's
         path, advice = local(file, "file").absolute(), "give another file"
     files = {image.name: image for image in find(folder)}
-    known, stored, of = _read(path, model.identity, advice)
+    known, stored, of, made_by = _read(path, advice)
     # A folder that was moved, or is seen from another machine, has the same names.
     if known and of != str(place) and known.keys().isdisjoint(files):
         raise UserError(
             f"{printable(path)} is the index of {printable(of)}; give another file."
         )
+    if known and made_by != model.identity:
+        _log.warning("%s is of other weights; it is made anew.", printable(path))
+        known = {}
     looked = {
         name: known[name]
         for name, image in files.items()
@@ -309,20 +312,12 @@ def _blocks(
         yield at, embeddings[rows[at : at + _MOVED_AT_ONCE]]
 
 
-def _read(
-    path: pathlib.Path, identity: str, advice: str
-) -> tuple[Looked, np.ndarray, str]:
-    """Images looked at, embeddings, folder; empty if there are none of this model."""
-    nothing = {}, np.zeros((0, 1, 1), np.float32), ""
+def _read(path: pathlib.Path, advice: str) -> tuple[Looked, np.ndarray, str, str]:
+    """Images looked at, embeddings, folder, identity of the model; empty if no file."""
     if not path.exists():
-        return nothing
+        return {}, np.zeros((0, 1, 1), np.float32), "", ""
     try:
         with np.load(path, allow_pickle=False) as content:
-            if str(content["model"]) != identity:
-                _log.warning(
-                    "%s is of other weights; it is made anew.", printable(path)
-                )
-                return nothing
             names, readable = content["paths"].tolist(), content["readable"].tolist()
             known = {
                 name: ((size, time), good)
@@ -333,7 +328,7 @@ def _read(
             embeddings = content["embeddings"]
             if len(embeddings) != sum(readable):
                 raise ValueError(f"{len(embeddings)} rows of {sum(readable)} images")
-            return known, embeddings, str(content["folder"])
+            return known, embeddings, str(content["folder"]), str(content["model"])
     except OSError as error:
         raise UserError(
             f"cannot read the index {printable(path)}: {error.strerror or error}."

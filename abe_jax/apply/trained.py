@@ -313,7 +313,8 @@ class Trained:
         for item in items:
             if not isinstance(item, np.ndarray | jax.Array):
                 raise ValueError(f"{_ACCEPTED}, not {type(item).__name__}.")
-            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            shaped = item.ndim == 3 and item.shape[2] == 3 and item.size
+            if item.dtype != np.uint8 or not shaped:
                 raise ValueError(f"{_ACCEPTED}, not {item.dtype} {list(item.shape)}.")
             image = Image.fromarray(np.asarray(item))
             yield decoding.to_square(image, size, square)

@@ -78,10 +78,12 @@ def measure(
     # The squared distance of the concatenation is the sum over the learners.
     everyone = None if gallery is None else gallery[0].reshape(len(gallery[0]), -1)
     ensemble = one(embeddings.reshape(len(embeddings), -1), everyone)
-    learners = [
-        one(embeddings[:, m], None if gallery is None else gallery[0][:, m])
-        for m in range(embeddings.shape[1])
-    ]
+    learners = [ensemble]
+    if embeddings.shape[1] > 1:
+        learners = [
+            one(embeddings[:, m], None if gallery is None else gallery[0][:, m])
+            for m in range(embeddings.shape[1])
+        ]
     if gallery is not None and ensemble.num_copies == ensemble.num_queries:
         _log.warning(
             "every query has its like (cosine 1) in the gallery: are the queries part "

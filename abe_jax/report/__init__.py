@@ -109,6 +109,7 @@ def write(workdir: pathlib.Path, evaluation: Evaluation) -> pathlib.Path:
         table=_table(content, own),
         protocol=list(content["protocol"].items()),
         curves=list(_curves(lines, own, first)),
+        ensemble=len(content["learners"]) > 1,
         diversity=_diversity(content["diversity"]),
         histogram=_histogram(evaluation),
         gallery_note=_gallery_note(len(hardest), content),
@@ -287,7 +288,7 @@ def _gallery(
         yield page.Query(
             heading=f"{label} ({known})",
             asked=page.Shot(
-                pictures.url(queries[query]), f"query: {label}", "query", name, "asked"
+                pictures.url(queries[query]), f"query: {label}", "query", name
             ),
             found=[shot(query, rank) for rank in range(found.rows.shape[1])],
         )

@@ -28,7 +28,7 @@ class Shot:
       alt: what it shows, for those who do not see it.
       caption: under it.
       name: of the image.
-      kind: "asked", "right", "wrong" or "found".
+      kind: of a match: "right", "wrong" or "found".
       mark: a sign of right or wrong that needs no colour.
     """
 

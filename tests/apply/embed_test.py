@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pathlib
 import shutil
 import tracemalloc
 import zipfile
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from abe_jax import command_line
 from abe_jax.apply import embed, images, progress
 from abe_jax.apply.embed import _WRITERS, embed_images, write_embeddings
+from abe_jax.data.datasets.tree import printable
 from abe_jax.errors import UserError
 from abe_jax.workdir import config_files, whole
 
@@ -37,6 +39,19 @@ def test_parquet_holds_the_same(model, pictures, tmp_path):
     assert r"caf\xe9 latin-1.png" in table["path"].to_pylist()
     rows = np.array(table["embedding"].to_pylist(), np.float32)
     np.testing.assert_array_equal(rows.reshape(-1, 2, 4), model.embed(pictures))
+
+
+def test_a_parquet_path_is_that_of_the_file(model, pictures, tmp_path):
+    """Whatever characters it has, such as the narrow space of a screenshot's name."""
+    (tmp_path / "in").mkdir()
+    for name in ("9.41\u202fAM.png", "写真\u30001.png", "line\nbreak.png"):
+        shutil.copy(pictures / "a" / "1.png", tmp_path / "in" / name)
+    write_embeddings(model, tmp_path / "in", tmp_path / "e.parquet")
+    paths = parquet.read_table(tmp_path / "e.parquet")["path"].to_pylist()
+    assert {tmp_path / "in" / path for path in paths} == {*(tmp_path / "in").iterdir()}
+    assert list(map(printable, paths)) == [
+        *("9.41\u202fAM.png", r"line\x0abreak.png", "写真\u30001.png")
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
@@ -275,6 +290,31 @@ def test_a_zip_files_names_may_begin_with_a_dot_and_a_slash(pictures, tmp_path):
         assert reader.read(image) == content
 
 
+def test_a_zip_files_folders_may_be_parted_by_backslashes(tmp_path):
+    """As for training; what is hidden is left out."""
+    with zipfile.ZipFile(tmp_path / "back.zip", "w") as archive:
+        for name in (r"in\1.png", r"in\.2.png", r"__MACOSX\in\3.png"):
+            archive.writestr(name, b"content")
+    (image,) = images.find(tmp_path / "back.zip")
+    assert image.name == "in/1.png"
+    with images.Reader() as reader:
+        assert reader.read(image) == b"content"
+
+
+def test_what_is_too_large_is_not_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 99)
+    (tmp_path / "large.png").write_bytes(b"x" * 100)
+    (tmp_path / "part of a.zip").write_bytes(b"x" * 100)
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        archive.writestr("large.png", b"x" * 100)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda _: pytest.fail("was read"))
+    refused = []
+    files = images.find(tmp_path)
+    assert not list(model.embed_files(files, lambda *both: refused.append(both)))
+    assert len(files) == 3 and [file for file, _ in refused] == files
+    assert all("is larger than 99 bytes" in str(error) for _, error in refused)
+
+
 def test_few_zip_files_are_open_at_once(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "_OPEN_ZIPS", 3)
     for number in range(12):
@@ -303,4 +343,6 @@ def test_damaged_zip_files_are_told_as_other_broken_images(model, pictures, tmp_
     content[50:60] = b"\xff" * 10
     (pictures / "lzma.zip").write_bytes(content)
     refused = write_embeddings(model, pictures, tmp_path / "e.npz")
-    assert {file.name for file, _ in refused} == {"name.zip", "lzma.zip/in.png"}
+    reasons = {file.name: str(error) for file, error in refused}
+    assert reasons.keys() == {"name.zip", "lzma.zip/in.png"}
+    assert "as an image" not in reasons["name.zip"]

@@ -14,6 +14,7 @@ from PIL import Image
 
 import abe_jax
 from abe_jax.apply import export
+from abe_jax.apply.export import card
 from abe_jax.apply.trained import Trained
 from abe_jax.errors import UserError
 from abe_jax.workdir import config_files
@@ -36,11 +37,11 @@ def example(suffix: str) -> str:
     return found[1]
 
 
-def run_example(suffix: str, folder) -> np.ndarray:
+def run_example(suffix: str, folder, query: str = "query.png") -> np.ndarray:
     """Runs it in a process that has the file and a picture, and not this project."""
     code = (
         "import sys; sys.modules['abe_jax'] = None\n"
-        + example(suffix)
+        + example(suffix).replace("query.png", query)
         + "\nnp.save('embeddings.npy', embeddings)\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, check=True)
@@ -61,6 +62,8 @@ def exported(request, tmp_path_factory):
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by a quarter
     Image.fromarray(pixels).save(folder / "query.png", exif=turned)
+    large = Image.fromarray(pixels).resize((600, 480), Image.Resampling.BICUBIC)
+    large.save(folder / "large.jpg", exif=turned)
     return model, folder, model.embed(folder / "query.png").reshape(1, -1)
 
 
@@ -103,6 +106,9 @@ def test_onnx(exported):
     assert "checked: within" in export.write(model, folder / "model.onnx")
     found = run_example(".onnx", folder)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    expected = model.embed(folder / "large.jpg").reshape(1, -1)
+    found = run_example(".onnx", folder, "large.jpg")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     assert session.get_inputs()[0].shape == ["batch", 40, 40, 3]
     assert session.get_inputs()[0].type == "tensor(uint8)"
@@ -127,6 +133,32 @@ def test_onnx_of_another_result_is_not_written(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="off by 1.0e-03; nothing was written"):
         export.write(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == [] and precisions == ["highest"]
+
+
+@pytest.mark.peers
+def test_onnx_has_no_rule_for_loops():
+    """Of a user's trunk; they are not taken for a call of their body."""
+    from abe_jax.apply.export import onnx_graph
+
+    trace = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: 2 * x, x)).trace(
+        jax.ShapeDtypeStruct((2,), np.float32)
+    )
+    graph = onnx_graph.Graph("batch", "x", {})
+    with pytest.raises(UserError, match="no rule for JAX's operation 'scan'"):
+        graph.run(trace.jaxpr.jaxpr, trace.jaxpr.consts, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("abe", "Attention-based Ensemble"),
+        ("m_heads", "M-heads, the"),
+        ("one_head", "1-head, the"),
+    ],
+)
+def test_the_card_names_the_model(name, words, model, monkeypatch):
+    monkeypatch.setitem(model.config.model, "name", name)
+    assert card.describe(model)["model"].startswith(words)
 
 
 @pytest.mark.peers

@@ -300,6 +300,10 @@ def test_an_index_of_another_folder_is_refused(model, pictures, tmp_path):
     model.index(pictures, tmp_path / "i.npz")
     with pytest.raises(UserError, match="i.npz is the index of .*my pictures; give an"):
         model.index(tmp_path / "other", tmp_path / "i.npz")
+    other = copy.copy(model)  # of other weights as well
+    other.__dict__["identity"] = "other"
+    with pytest.raises(UserError, match="i.npz is the index of .*my pictures; give an"):
+        other.index(tmp_path / "other", tmp_path / "i.npz")
     moved = pictures.rename(tmp_path / "moved")
     assert model.index(moved, tmp_path / "i.npz").changes.kept == len(NAMES)
 

@@ -238,6 +238,27 @@ def test_a_graph_is_read_whole_and_tells_what_it_misses(tmp_path, monkeypatch):
 
 
 @pytest.mark.peers
+def test_a_damaged_graph_gives_no_wrong_scores(tmp_path):
+    """Vectors in its file are not what is scored; rows that are not there are told."""
+    rows = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    Graph(rows, tmp_path / "g")
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    changed = content.replace(rows[7].tobytes(), (100 * rows[7]).tobytes())
+    assert changed != content
+    file.write_bytes(changed)
+    scores, found = Graph(rows, tmp_path / "g").top_k(rows[:9], 5)
+    exact = np.sum(rows[:9, None] * rows[found], axis=2)
+    np.testing.assert_allclose(scores, exact, atol=1e-6)
+    assert (np.diff(scores) <= 0).all()
+    shorter = Graph(rows, tmp_path / "g")
+    shorter._rows = rows[:5]
+    with pytest.raises(UserError, match="the graph .* is damaged; delete it, and it"):
+        shorter.top_k(rows[:1], 10)
+
+
+@pytest.mark.peers
 def test_recall_is_of_other_rows(tmp_path, monkeypatch):
     """Any of equal rows will do; a row that finds itself alone has found none."""
     rows = np.repeat(np.eye(30, dtype=np.float32), 12, axis=0)

@@ -115,6 +115,8 @@ def test_mistakes(model, tmp_path):
         model.embed(tmp_path)
     with pytest.raises(ValueError, match=r"must be uint8 .* not float32 \[4, 4, 3\]"):
         model.embed(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(ValueError, match=r"must be uint8 .* not uint8 \[0, 4, 3\]"):
+        model.embed(np.zeros((1, 0, 4, 3), np.uint8))
     for wrong in (Image.new("RGB", (4, 4)), [Image.new("RGB", (4, 4))], ["a.png", 1]):
         with pytest.raises(
             ValueError, match="must be uint8 .* or all of them paths, not"

@@ -218,11 +218,11 @@ def test_a_gallery_of_its_own_and_one_learner(workdir, evaluation):
     ]
     one = evaluation.embeddings[:, :1]
     content["learners"] = content["learners"][:1]
-    content["diversity"] = {}
     changed = evaluate.Evaluation(content, parts[0], one[::2], (parts[1], one[1::2]))
     parsed = Page(report.write(workdir, changed))
     assert parsed.open == [] and "attention" not in parsed.anchors
     assert "two learners, one image" not in parsed.text
+    assert "How the learners differ" not in parsed.text and "Cosines" in parsed.text
     hardest = findings.nearest(changed, 8).hardest()[:16].tolist()
     queries = {*hardest, *data.evenly(len(parts[0]), 8).tolist()}
     shown = re.findall(r'<figure class="(\w+)"[^>]* title="([^"]+)"', parsed.text)

@@ -9,6 +9,11 @@ from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets import DATASETS
 from abe_jax.workdir import fields
 
+_MODELS = {
+    "abe": "Attention-based Ensemble (Kim et al., ECCV 2018)",
+    "m_heads": "M-heads, the baseline of Kim et al., ECCV 2018",
+    "one_head": "1-head, the baseline of Kim et al., ECCV 2018",
+}
 _PACKAGES = ("jax", "flax", "numpy", "pillow")
 
 
@@ -24,12 +29,12 @@ def describe(model: Trained) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     size = model.config.data.load_size
     return {
-        "model": "Attention-based Ensemble (Kim et al., ECCV 2018), by abe_jax",
+        "model": f"{_MODELS.get(config['model']['name'])}, by abe_jax",
         "step": model.step,
         "input": f"uint8 RGB [B, {size}, {size}, 3]; how an image gets it: "
         "data.box_crop, then data.square",
-        "output": f"float32 [B, {model.dim}]: {model.num_learners} learners of unit "
-        "length, side by side; inner product / learners is their mean cosine",
+        "output": f"float32 [B, {model.dim}], learners of unit length side by side; "
+        f"their mean cosine is the inner product / {model.num_learners}",
         "data": {"name": data.name, "source": data.citation, "licence": data.licence},
         "protocol": model.protocol,
         "metrics": {k: v for k, v in model.evaluation.items() if k in measured},

@@ -55,7 +55,8 @@ class Graph:
     def _equation(self, eqn: Any, operands: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-        if inner is not None:  # jit, custom_jvp_call, remat: what they compute
+        # Of jit, custom_jvp_call, remat and the like: what they compute.
+        if inner is not None and name != "scan":
             closed = isinstance(inner, core.ClosedJaxpr)
             jaxpr = inner.jaxpr if closed else inner
             return self.run(jaxpr, inner.consts if closed else (), operands)

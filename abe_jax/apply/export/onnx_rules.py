@@ -35,7 +35,6 @@ RULES |= {
     for name, kind in {
         "abs": "Abs",
         "add": "Add",
-        "add_any": "Add",
         "copy": "Identity",
         "cos": "Cos",
         "div": "Div",
@@ -91,7 +90,7 @@ def _transpose(graph: Graph, eqn: Any, operands: list[Value]) -> Value:
     return graph.transposed(operands[0], eqn.params["permutation"])
 
 
-@_rule("reshape", "squeeze", "expand_dims")
+@_rule("reshape", "squeeze")
 def _reshape(graph: Graph, eqn: Any, operands: list[Value]) -> Value:
     x, order = operands[0], eqn.params.get("dimensions")
     if eqn.primitive.name == "reshape" and order is not None:
