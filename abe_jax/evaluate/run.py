@@ -172,7 +172,7 @@ def measure_checkpoint(config, workdir: str, step: int | None = None) -> Evaluat
         run's own path has changed; or processes differ in config or data.
     """
     folder = locate(workdir)
-    claim.require_run(folder, config)
+    claim.require_run(folder, config, may_differ=("data.name",))
     config = claim.with_own_weights(folder, config)
     splits = data.create(config.data)
     description = splits.description()

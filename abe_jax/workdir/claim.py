@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,15 +131,22 @@ def with_own_weights(workdir: pathlib.Path, config) -> Any:
     return config
 
 
-def require_run(workdir: str | pathlib.Path, config) -> None:
+def require_run(
+    workdir: str | pathlib.Path, config, may_differ: Collection[str] = ()
+) -> None:
     """Checks that the workdir holds a run of this config.
+
+    Args:
+      workdir: of the run.
+      config: of this start.
+      may_differ: full names of fields that do not count, beside the free ones.
 
     Raises:
       UserError: there is no run, or it is one of another config, or a field of this
         one is out of range.
     """
     fields.require_in_range(config)
-    _refuse_other_config(locate(workdir), fields.as_json(config))
+    _refuse_other_config(locate(workdir), fields.as_json(config), may_differ)
 
 
 def require_same_data(workdir: pathlib.Path, description: dict) -> None:
@@ -264,7 +271,7 @@ def _read_description(workdir: pathlib.Path) -> dict:
 
 
 def _refuse_other_config(
-    workdir: pathlib.Path, current: dict
+    workdir: pathlib.Path, current: dict, may_differ: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
     """The fields that steer the run and differ: what they were and what they are."""
     stored = fields.as_json(config_files.of_workdir(workdir))
@@ -273,7 +280,7 @@ def _refuse_other_config(
     changed = {
         name: (old[name], new[name])
         for name in sorted(old.keys() & new.keys())
-        if old[name] != new[name] and name not in fields.FREE_FIELDS
+        if old[name] != new[name] and name not in {*fields.FREE_FIELDS, *may_differ}
     }
     refused = [
         f"{name} (there {there!r}, now {now!r})"

@@ -82,3 +82,14 @@ def test_never_seen_is_said_of_classes_that_were_not_trained(
         assert found["protocol"]["zero_shot"] is not bool(known)
         assert found["protocol"]["other_data"] == config.data.path
         assert f"{known} of its classes have the names of training" in caplog.text
+
+
+def test_a_model_of_drawn_birds_is_measured_on_a_folder(tiny, photos, tmp_path):
+    config = tiny()
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    config.data.update(name="image_folder", path=str(photos))
+    protocol = evaluate.measure_checkpoint(config, str(tmp_path / "run")).content[
+        "protocol"
+    ]
+    assert protocol["data"] == "image_folder" and protocol["zero_shot"]
+    assert protocol["other_data"] == str(photos)

@@ -69,6 +69,14 @@ def test_free_fields_may_change(claimed, name):
     claim.require_run(claimed, config)
 
 
+def test_a_run_of_drawn_birds_may_meet_a_folder(claimed):
+    config = quickstart.get_config()
+    config.data.update(name="image_folder", path="photos")
+    claim.require_run(claimed, config, may_differ=("data.name",))
+    with pytest.raises(UserError, match=r"data.name \(there 'birds', now 'image_fold"):
+        claim.require_run(claimed, config)
+
+
 def test_a_file_of_weights_may_be_moved_once_it_was_read(tmp_path):
     config = quickstart.get_config()
     config.model.pretrained = "here/googlenet.onnx"
