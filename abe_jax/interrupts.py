@@ -1,7 +1,8 @@
-"""Puts Ctrl-C off where Python or Grain would lose it.
+"""Puts Ctrl-C off where Python, JAX or Grain would lose it.
 
 Python drops whatever is raised in `__del__`, where Grain frees the memory that it
-shares with workers; interrupted amid its queues, Grain would leak memory or hang.
+shares with workers, and in JAX's callback of the garbage collector; interrupted amid
+its queues, Grain would leak memory or hang.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from types import FrameType
 _FOUND = importlib.util.find_spec("grain")  # not imported: --help needs none of it
 assert _FOUND is not None and _FOUND.origin is not None
 _GRAIN = os.path.join(os.path.dirname(_FOUND.origin), "")
+_LOSING = ("__del__", "_xla_gc_callback")  # functions that lose what is raised
 _RETRY_SECONDS = 0.5
 
 _waiting = False  # whether a Ctrl-C is put off
@@ -41,6 +43,19 @@ def wait_for_their_moment() -> None:
     second Ctrl-C raises it at once. For the main thread of a program.
     """
     signal.signal(signal.SIGINT, _handle)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within, Ctrl-C waits for the end: JAX is broken if interrupted as it is imported.
+
+    For the main thread of a program.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def other_than_ctrl_c() -> list[signal.Signals]:
@@ -125,9 +140,8 @@ def _retry() -> None:
 
 def _can_be_taken(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename.startswith(
-            _GRAIN
-        ):
+        code = frame.f_code
+        if code.co_name in _LOSING or code.co_filename.startswith(_GRAIN):
             return False
         frame = frame.f_back
     return True

@@ -4,7 +4,6 @@ python -m abe_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import dataclasses
-import gc
 import importlib
 import logging
 import os
@@ -149,7 +148,8 @@ def _main(argv: Sequence[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     if _QUIET.value:
         command_line.be_quiet()
-    from abe_jax import processes  # not above: --help needs no JAX
+    with interrupts.held_back():
+        from abe_jax import processes  # not above: --help needs no JAX
 
     processes.check_compiler_flags()
     if _several_processes():
@@ -233,7 +233,6 @@ def _forget(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
-    gc.collect()
     if "abe_jax.data" in sys.modules:
         from abe_jax.data import pipeline
 

@@ -1,4 +1,4 @@
-"""One device's program, mapped over all devices. The only place that knows a mesh.
+"""One device's program, mapped over all devices. The only place that makes a mesh.
 
 A program is written for one device and the named axis `DATA_AXIS`: it sees its own rows
 of the batch and speaks to the others through collectives over the axis. State is
@@ -117,12 +117,10 @@ def require_divisible(batch_size: int, mesh: Mesh, chunks: int = 1) -> None:
     Raises:
       UserError: the batch is not divisible by the number of devices times chunks.
     """
-    if chunks < 1:
-        raise UserError(f"train.chunks is {chunks}; it must be a whole number from 1.")
     if batch_size % (mesh.size * chunks):
-        each = f" with {chunks} chunks each" if chunks > 1 else ""
+        each = f", {chunks} chunks each" if chunks > 1 else ""
         raise UserError(
-            f"train.batch_size = {batch_size} is not divisible by {mesh.size} devices"
+            f"train.batch_size = {batch_size} is not divisible by {mesh.size} device(s)"
             f"{each}; make it a multiple of {mesh.size * chunks}."
         )
 

@@ -86,6 +86,13 @@ def join(address: str | None, count: int | None, index: int | None) -> None:
         raise UserError(
             f"--process_id={index} is not one of {count} processes; they count from 0."
         )
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"--coordinator_address={address} is no address; give HOST:PORT, such "
+                "as 10.0.0.1:1234."
+            )
     _reach_directly(address)
     before = signal.getsignal(signal.SIGTERM)
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from abe_jax import augment, losses
-from abe_jax.errors import UserError
+from abe_jax.errors import UserError, require_known
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.parallel import DATA_AXIS
 from abe_jax.precision import at_least_float32
@@ -110,12 +110,13 @@ def make_train_step(
 
     Raises:
       UserError: `train.chunks` above 1 with batch norm that is not frozen, or images
-        of a size that the model cannot take, or an unknown loss.
+        of a size that the model cannot take, or an unknown loss or crop.
     """
     part, cached = config.model.train, bool(config.data.feature_cache)
     graphdef = split_model(_training_view(model, part))[0]
     microbatches = config.train.chunks
     losses.check(config.loss)
+    require_known("augment.crop", config.augment.crop, augment.CROPS)
     _check_size(model, config.data.image_size)
     like = features_like(model, config.data.image_size) if cached else None
     if microbatches > 1 and _learns_statistics(model, part):

@@ -12,6 +12,7 @@ import gc
 import re
 import signal
 from collections.abc import Callable, Generator, Sequence
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import grain
@@ -191,6 +192,7 @@ def _read(load: "_LoadBatch", steps: range) -> Generator[Batch]:
         number = grain.MultiprocessingOptions(
             num_workers=reading.num_workers, per_worker_buffer_size=2
         )
+        _start_resource_tracker()
         stream = stream.mp_prefetch(number, _start_worker)
     if not steps:
         return
@@ -223,10 +225,23 @@ def _read(load: "_LoadBatch", steps: range) -> Generator[Batch]:
 @atexit.register
 def wait_until_memory_is_freed() -> None:
     """Waits until all memory that workers shared and nobody holds is given back."""
+    gc.collect()  # what is held in circles only
     # Grain does this in a thread; when Python exits, it drops what is left to do there.
     thread = grain.multiprocessing.SharedMemoryArray._del_thread_pool
     if thread is not None:
         thread.apply(int)  # comes after all that waits: there is one thread
+
+
+def _start_resource_tracker() -> None:
+    """Starts the process that clears up after killed ones, deaf to lost connections.
+
+    By itself it ignores SIGINT and SIGTERM only; it keeps what is blocked as it starts.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start_worker(index: int, count: int) -> None:

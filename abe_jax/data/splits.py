@@ -149,6 +149,7 @@ def create(config) -> Splits:
                 f"data.path {config.path!r} holds no images in its {part} part; put "
                 "class folders there, or leave the part out."
             )
+    _require_positives(source.labels[evaluation], source.labels[in_gallery], name)
     if isinstance(source, ImageFolder):  # prepare counted them where it stored images
         copies = source.count_copies(np.flatnonzero(train), np.flatnonzero(evaluation))
         if copies:
@@ -187,6 +188,17 @@ def _classes_of(part: str, subset: Subset) -> str:
         f"{part}: {len(labels):,} classes, {names[labels[0]]!r} to "
         f"{names[labels[-1]]!r}, {len(subset):,} images"
     )
+
+
+def _require_positives(queries: np.ndarray, gallery: np.ndarray, part: str) -> None:
+    """Refuses classes to evaluate of which no query could find another image."""
+    if not len(gallery):
+        gallery = np.unique(queries)[np.unique(queries, return_counts=True)[1] > 1]
+    if not np.isin(queries, gallery).any():
+        raise UserError(
+            f"no class of the {part} part has two images, or one to ask and one to be "
+            "found: Recall@K cannot be measured; add images."
+        )
 
 
 def _held_out(train_classes: np.ndarray, fraction: float) -> np.ndarray:

@@ -308,7 +308,9 @@ def _record(
         )
         change = {"step": step, "field": name, "before": there, "after": now}
         lines += json.dumps(change) + "\n"
-    before = path.read_text() if path.exists() else ""
+    # Of a damaged file every byte is kept.
+    kept = {"encoding": "utf-8", "errors": "surrogateescape"}
+    before = path.read_text(**kept) if path.exists() else ""
     # A start that was killed before it wrote the config has recorded them already.
     if not before.endswith(lines):
         write_whole(path, before + lines)

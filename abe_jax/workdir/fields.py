@@ -54,6 +54,10 @@ def _is_pair_of_areas(value: Any) -> bool:
     return all(map(_is_number, value)) and 0 < value[0] <= value[1] <= 100
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(x, str) for x in value)
+
+
 def _are_ranks(value: Any) -> bool:
     if not isinstance(value, tuple | list) or not value:
         return False
@@ -118,6 +122,7 @@ RANGES: Mapping[str, Range] = {
     "train.checkpoint_every": _STEPS,
     "train.keep_checkpoints": _whole(1, 10**6),
     "train.profile_steps": _whole(0, 1000),
+    "train.trackers": Range(_are_names, "a tuple of names, such as ('wandb',)"),
     "eval.batch_size": _whole(1, 2**20),
     "eval.recall_at": Range(
         _are_ranks, "different whole numbers from 1, such as (1, 2, 4, 8)"

@@ -21,10 +21,10 @@ def seal(folder: pathlib.Path) -> None:
     own notes, which it still writes to, and does without.
     """
     files = {}
-    for path in sorted(folder.glob("*/**/*")):
+    for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
-        else:
+        elif path.parent != folder:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 size = os.fstat(file.fileno()).st_size

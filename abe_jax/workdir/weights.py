@@ -64,10 +64,18 @@ def run_of(config) -> pathlib.Path | None:
     """The workdir that `model.pretrained` names; None where it names a file.
 
     Raises:
-      UserError: it is a folder without a run.
+      UserError: it is a folder without a run, or nothing is there.
     """
     path = config.model.get("pretrained")
-    if not path or not os.path.isdir(os.path.expanduser(path)):
+    if not path or path.startswith("hf://"):
+        return None
+    place = os.path.expanduser(path)
+    if not os.path.exists(place):
+        raise UserError(
+            f"model.pretrained = {path!r} does not exist; give a file of weights, "
+            "hf://OWNER/NAME, or the workdir of a run."
+        )
+    if not os.path.isdir(place):
         return None
     folder = locate(path)
     if not (folder / CONFIG_FILE).exists():

@@ -119,6 +119,13 @@ def test_any_change_of_the_list_is_told(change, told, photos_of_four):
     assert data.differences(before, now)[0].startswith(told)
 
 
+def test_classes_of_one_image_each_are_not_evaluated(tmp_path):
+    make(tmp_path / "photos" / "train", ["ash", "elm"])
+    make(tmp_path / "photos" / "test", ["fir", "oak"], images=1)
+    with pytest.raises(UserError, match="no class of the test part has two images, or"):
+        splits_of(tmp_path / "photos")
+
+
 @pytest.mark.parametrize(("empty", "full"), [("test", "train"), ("train", "test")])
 def test_a_part_without_images_is_refused(empty, full, tmp_path):
     make(tmp_path / "photos" / full, ["ash", "elm"])

@@ -48,6 +48,7 @@ BAD = {
     "augment.crop_area": ((), (1.0,), (1.0, 0.5), (0.0, 1.0), (0.5, math.nan)),
     "eval.recall_at": ((), (0,), (1, 1), (1.5,), ("1",)),
     "eval.batch_size": (0,),
+    "train.trackers": (None, "wandb", (1,)),
     "data.num_threads": (0,),
     "data.num_workers": (-1,),
     "data.load_size": (0, -3),
