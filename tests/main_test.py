@@ -261,19 +261,6 @@ BAD = {
         [*SMALL, "--workdir=W", "--config.train.optimizer=adma"],
         "known are 'sgd', 'adamw'",
     ),
-    "crop": (
-        [*SMALL, "--workdir=W", "--config.augment.crop=center"],
-        "augment.crop is 'center'; known are 'area', 'plain', 'centre'",
-    ),
-    "weights": (
-        [*SMALL, "--workdir=W", "--config.model.pretrained=runs/typo"],
-        "'runs/typo' does not exist; give a file of weights, hf://OWNER/NAME, or the",
-    ),
-    "address": (
-        [*SMALL, "--workdir=W", "--coordinator_address=localhost:abc"]
-        + ["--num_processes=1", "--process_id=0"],
-        "address=localhost:abc is no address; give HOST:PORT",
-    ),
     "mapping": (
         [*SMALL, "--workdir=W", "--config.parallel.mapping=vmap"],
         "known are 'shard_map', 'pmap'",
@@ -282,8 +269,7 @@ BAD = {
 
 
 # Those for which JAX is imported take seconds each; what they call is tested beside it.
-LATE = ("no run", "D by M", "K too large", "no folder", "mapping", "crop", "weights")
-LATE += ("address",)
+LATE = ("no run", "D by M", "K too large", "no folder", "mapping")
 
 
 @pytest.mark.parametrize(

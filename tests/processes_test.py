@@ -25,6 +25,9 @@ from command_line import (
 )
 from PIL import Image
 
+from abe_jax import processes
+from abe_jax.errors import UserError
+
 
 def run_on(devices, *arguments):
     """One process with so many fake devices."""
@@ -219,3 +222,11 @@ def test_sigterm_ends_an_evaluation_of_several_processes_at_once(tmp_path):
             process.communicate(timeout=120)
         assert two[0].returncode == -signal.SIGTERM
         assert two[1].returncode in (-signal.SIGTERM, 1)  # or lost the other first
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "localhost:", ":12345", "h:abc", "127.0.0.1:99999"]
+)
+def test_what_is_no_address_is_told(address):
+    with pytest.raises(UserError, match=f"={address} is no address; give HOST:PORT"):
+        processes.join(address, 1, 0)

@@ -84,6 +84,21 @@ def test_never_seen_is_said_of_classes_that_were_not_trained(
         assert f"{known} of its classes have the names of training" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("augment.crop", "center", "augment.crop is 'center'; known are 'area', 'plai"),
+        ("model.pretrained", "typo", "'typo' does not exist; give a file of weights, "),
+    ],
+)
+def test_the_workdir_of_a_mistake_is_not_claimed(tiny, tmp_path, field, value, message):
+    config = tiny()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()  # it may be corrected
+
+
 def test_a_model_of_drawn_birds_is_measured_on_a_folder(tiny, photos, tmp_path):
     config = tiny()
     train.train_and_evaluate(config, str(tmp_path / "run"))
