@@ -233,12 +233,13 @@ def test_batch_norm_cannot_be_chunked():
         (
             12,
             1,
-            "batch_size = 12 is not divisible by 8 device.s.; make it a multiple",
+            r"batch_size = 12 is not divisible by 8 device\(s\); "
+            "make it a multiple of 8",
         ),
         (
             24,
             2,
-            "24 is not divisible by 8 device.s., 2 chunks each; .*multiple of 16",
+            r"24 is not divisible by 8 device\(s\), 2 chunks each; .*multiple of 16",
         ),
     ],
 )

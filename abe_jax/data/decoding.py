@@ -156,7 +156,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image, np.float32)
         # 16-bit files arrive as "I;16" or "I"; their range is 0 to 65,535. As "I" a
         # TIFF file has 32 bits, of any range.
-        if image.mode == "F" or (image.mode, file_format) == ("I", "TIFF"):
+        unknown = image.mode == "F" or (image.mode, file_format) == ("I", "TIFF")
+        if unknown or values.min() < 0 or values.max() > 65535:
             raise ValueError("its pixels are not of 8 or 16 bits")
         return Image.fromarray(
             np.clip(values / 257.0, 0, 255).astype(np.uint8)

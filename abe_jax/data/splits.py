@@ -193,7 +193,8 @@ def _classes_of(part: str, subset: Subset) -> str:
 def _require_positives(queries: np.ndarray, gallery: np.ndarray, part: str) -> None:
     """Refuses classes to evaluate of which no query could find another image."""
     if not len(gallery):
-        gallery = np.unique(queries)[np.unique(queries, return_counts=True)[1] > 1]
+        classes, counts = np.unique(queries, return_counts=True)
+        gallery = classes[counts > 1]
     if not np.isin(queries, gallery).any():
         raise UserError(
             f"no class of the {part} part has two images, or one to ask and one to be "

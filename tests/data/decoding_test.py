@@ -59,7 +59,8 @@ def test_becomes_rgb(image, options, colour):
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.float32(0.5), np.float32(200), np.int32(70_000), np.int32(128)]
+    "pixels",
+    [np.float32(0.5), np.float32(200), *map(np.int32, (70_000, -1, 128))],
 )
 def test_pixels_of_an_unknown_range_are_refused(pixels):
     image = Image.fromarray(np.full((9, 9), pixels))

@@ -62,7 +62,7 @@ def test_evaluations_are_counted(steps):
 def test_what_training_refuses_is_refused(tmp_path):
     config = shrunk(quickstart.get_config())
     config.train.batch_size = 12
-    with pytest.raises(UserError, match="is not divisible by 8 device"):
+    with pytest.raises(UserError, match=r"is not divisible by 8 device\(s\)"):
         forecast.show_forecast(config, str(tmp_path))
 
 

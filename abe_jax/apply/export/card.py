@@ -29,7 +29,7 @@ def describe(model: Trained) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     size = model.config.data.load_size
     return {
-        "model": f"{_MODELS.get(config['model']['name'])}, by abe_jax",
+        "model": f"{_MODELS[config['model']['name']]}, by abe_jax",
         "step": model.step,
         "input": f"uint8 RGB [B, {size}, {size}, 3]; how an image gets it: "
         "data.box_crop, then data.square",
