@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import side_by_side
 from flax import nnx
 from ml_collections import ConfigDict
@@ -74,8 +75,14 @@ def traced(function: Callable[..., Any], *operands: Any) -> Any:
         return jax.make_jaxpr(function)(*operands).jaxpr
 
 
-def multiply_adds(jaxpr: Any) -> int:
-    """Multiply-adds of the convolutions and matrix products of a program."""
+def multiply_adds(jaxpr: Any, *, padding: bool = True) -> int:
+    """Multiply-adds of the convolutions and matrix products of a program.
+
+    Args:
+      jaxpr: the program.
+      padding: whether those with zeros around maps, and in gradients between their
+        rows, count; XLA's count has them not.
+    """
     total = 0
     for equation in equations(jaxpr):
         name, params = equation.primitive.name, equation.params
@@ -85,13 +92,31 @@ def multiply_adds(jaxpr: Any) -> int:
             kernel = equation.invars[1].aval.shape
             outputs = params["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(kernel) // kernel[outputs]
-            total += equation.outvars[0].aval.size * per_output
+            each = equation.outvars[0].aval.size * per_output
+            total += each if padding else round(each * _share_of_maps(equation))
         elif name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             per_output = math.prod(left[axis] for axis in contracted)
             total += equation.outvars[0].aval.size * per_output
     return total
+
+
+def _share_of_maps(convolution: Any) -> float:
+    """The share of a convolution's multiply-adds that are not with zeros put in."""
+    params = convolution.params
+    of_maps, of_kernel, of_outputs = params["dimension_numbers"]
+    maps, kernel = (operand.aval.shape for operand in convolution.invars)
+    outputs = convolution.outvars[0].aval.shape
+    share = 1.0
+    for axis, (before, _) in enumerate(params["padding"]):
+        apart, dilation = params["lhs_dilation"][axis], params["rhs_dilation"][axis]
+        starts = np.arange(outputs[of_outputs[axis + 2]])[:, None]
+        steps = np.arange(kernel[of_kernel[axis + 2]]) * dilation
+        places = starts * params["window_strides"][axis] + steps - before
+        end = (maps[of_maps[axis + 2]] - 1) * apart
+        share *= np.mean((places >= 0) & (places <= end) & (places % apart == 0))
+    return share
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from abe_jax.models.embedder import (
     embedding_layer,
     unit_length,
 )
-from abe_jax.models.trunk import SpatialFeatures, Trunk, maps_of, masked
+from abe_jax.models.trunk import KEPT, SpatialFeatures, Trunk, maps_of, masked
 from abe_jax.models.trunks import trunk_of
 from abe_jax.precision import at_least_float32
 
@@ -101,7 +101,8 @@ class ABE(Embedder):
             copies; by default the paper's number.
           attention_spread: factor on the initial (Glorot) weights of the masks' layer.
           learners_in_turn: G runs on one learner's maps at a time, and again in the
-            backward pass; else on those of all learners at once.
+            backward pass but for what the trunk names `KEPT`; else on those of all
+            learners at once.
           rngs: source of the initial weights; new layers start Glorot (paper).
 
         Raises:
@@ -112,7 +113,7 @@ class ABE(Embedder):
         copied = trunk.copied_stages(branch, attention_blocks)
         if learners_in_turn:
             require_turns(trunk)
-        # In turn G is computed again as a whole; flax's remat cannot be within that.
+        # In turn G is computed again anyway; flax's remat cannot be within that.
         of_g = replace(
             trunk, rematerialize=trunk.rematerialize and not learners_in_turn
         )
@@ -144,7 +145,9 @@ class ABE(Embedder):
         learn = partial(self._learn, features)
         with jax.named_scope("learners"):
             if self.learners_in_turn:
-                by_learner = jax.lax.map(jax.checkpoint(learn), masks[:, None])[:, 0]
+                kept = jax.checkpoint_policies.save_only_these_names(KEPT)
+                again = jax.checkpoint(learn, policy=kept)
+                by_learner = jax.lax.map(again, masks[:, None])[:, 0]
             else:
                 by_learner = learn(masks)
         return unit_length(jnp.moveaxis(by_learner, 0, 1))

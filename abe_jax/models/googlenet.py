@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from abe_jax.errors import require_known
@@ -22,7 +23,7 @@ from abe_jax.models import googlenet_weights, initializers
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.convolution import convolution
 from abe_jax.models.cpu import lowering
-from abe_jax.models.trunk import Preprocessing, Trunk
+from abe_jax.models.trunk import KEPT, Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
 
 # 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection (table 1 of the paper).
@@ -41,6 +42,8 @@ _INCEPTION_CHANNELS = {
 
 # Scope of sums over channels, which are no multiply-adds of the published network.
 NEIGHBOURS = "sum_of_neighbours"
+# Blocks whose convolutions are `KEPT`: the last ones, of many channels on small maps.
+_KEEPING = ("4e", "5a", "5b")
 # Stages that halve the maps.
 _POOLS = ("pool2", "pool3", "pool4")
 
@@ -212,6 +215,7 @@ class Inception(nnx.Module):
         self.five = unit(five_reduce, five, form.third_kernel)
         self.pool = unit(in_channels, pool, 1)
         self.rematerialize = form.rematerialize
+        self.keeps = block in _KEEPING
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, h, w, C]` to those of its four branches side by side."""
@@ -222,15 +226,19 @@ class Inception(nnx.Module):
         reduce = self.three_reduce, self.five_reduce
         sizes = [unit.conv.out_features for unit in (self.one, *reduce)]
         one, three, five = jnp.split(
-            _products([self.one, *reduce], x), np.cumsum(sizes)[:-1], axis=3
+            self._products([self.one, *reduce], x), np.cumsum(sizes)[:-1], axis=3
         )
         products = (
             one,
-            _products([self.three], _activated(reduce[:1], [three])),
-            _products([self.five], _activated(reduce[1:], [five])),
-            _products([self.pool], lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))),
+            self._products([self.three], _activated(reduce[:1], [three])),
+            self._products([self.five], _activated(reduce[1:], [five])),
+            self._products([self.pool], lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))),
         )
         return _activated((self.one, self.three, self.five, self.pool), products)
+
+    def _products(self, units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
+        products = _products(units, x)
+        return checkpoint_name(products, KEPT) if self.keeps else products
 
 
 class Section(nnx.Module):

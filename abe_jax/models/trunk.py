@@ -18,6 +18,10 @@ from abe_jax.errors import UserError, require_known
 from abe_jax.models.naming import Naming
 from abe_jax.precision import working_dtype
 
+# `checkpoint_name` of what is kept where G is computed again, learner by learner: much
+# arithmetic for few bytes.
+KEPT = "kept"
+
 # Mean and standard deviation of ImageNet's channels, RGB, in units of 0 to 255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

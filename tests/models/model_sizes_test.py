@@ -1,11 +1,16 @@
 """Every digit of the paper's table of sizes (design: derived, not measured)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from benchmark import load
 from command_line import ROOT
+from flax import nnx
+from ml_collections import ConfigDict
 
+from abe_jax import models
 from abe_jax.models.cpu import lowering
 
 # Parameters / 10^7 and multiply-adds / 10^9.
@@ -74,3 +79,49 @@ def test_multiply_adds_by_hand(model_sizes):
 
     jaxpr = model_sizes.traced(jax.jit(program), jnp.ones((2, 9, 9, 3)))
     assert model_sizes.multiply_adds(jaxpr) == 2 * 5 * 5 * 7 * (5 * 5 * 3) + 2 * 7 * 11
+
+
+def test_multiply_adds_without_padding_are_those_xla_counts(model_sizes):
+    maps, kernel = jnp.ones((2, 9, 11, 3)), jnp.ones((5, 3, 3, 7))
+
+    def all_three(maps, kernel, cotangents):
+        convolution = partial(
+            jax.lax.conv_general_dilated,
+            window_strides=(2, 1),
+            padding=((2, 1), (0, 3)),
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        outputs, gradients = jax.vjp(convolution, maps, kernel)
+        return outputs, gradients(cotangents)
+
+    arguments = maps, kernel, jnp.ones((2, 4, 10, 7))
+    counted = jax.jit(all_three).lower(*arguments).cost_analysis()["flops"]
+    program = model_sizes.traced(all_three, *arguments)
+    assert 2 * model_sizes.multiply_adds(program, padding=False) == counted
+    assert 2 * model_sizes.multiply_adds(program) > counted
+
+
+def test_learners_in_turn_compute_g_to_4d_again_and_nothing_else(model_sizes):
+    config = ConfigDict({"name": "abe", "trunk": "googlenet", "width": 0.125})
+    config.update(num_learners=4, embedding_dim=32)
+    maps = jax.ShapeDtypeStruct((2, 5, 5, 60), jnp.float32)
+
+    def counted(in_turn, forward=None):
+        config.learners_in_turn = in_turn
+        model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+        graphdef, state = nnx.split(model)
+
+        def run(state, maps):
+            model = nnx.merge(graphdef, state, copy=True)
+            return (forward or type(model).from_spatial)(model, maps)
+
+        program = run if forward else jax.grad(lambda *args: run(*args).sum(), (0, 1))
+        return model_sizes.multiply_adds(model_sizes.traced(program, state, maps))
+
+    def to_4d(model, maps):
+        for stage in ("4a", "4b", "4c", "4d"):
+            maps = model.global_features._run(stage, maps)
+        return maps
+
+    assert counted(True) - counted(False) == 4 * counted(False, to_4d)
