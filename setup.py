@@ -67,7 +67,8 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": _TPU,
-        "tpu-compile": _TPU,  # TPUs' compiler, which benchmarks use without a TPU
+        # Compilers for TPUs and GPUs, which benchmarks use without either.
+        "tpu-compile": [*_TPU, "jax[cuda13-local]>=0.10,<0.13"],
         "test": _TEST,
         # Readers of published weights; torch is needed for .pth files only.
         "pretrained": ["onnx>=1.17,<2", "safetensors>=0.4,<1"],

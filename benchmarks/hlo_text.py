@@ -72,14 +72,14 @@ def instructions(text: str, *, entry: bool = True) -> Iterator[Instruction]:
     if entry:
         yield from _entry(text, text[text.index("\nENTRY ") :], 1, frames)
     else:
-        yield from _instructions(text, 1, frames)
+        yield from _instructions(text, text, 1, frames)
 
 
 def _entry(
     text: str, computation: str, trips: int, frames: dict[str, str]
 ) -> Iterator[Instruction]:
     """Instructions of a computation, each loop's in its place."""
-    for each in _instructions(computation, trips, frames):
+    for each in _instructions(text, computation, trips, frames):
         yield each
         if each.op == "while":
             line = re.search(rf"%{re.escape(each.name)} = .*", computation)
@@ -101,7 +101,7 @@ def _computation(text: str, name: str) -> str:
 
 
 def _instructions(
-    computation: str, trips: int, frames: dict[str, str]
+    text: str, computation: str, trips: int, frames: dict[str, str]
 ) -> Iterator[Instruction]:
     known: dict[str, list[_Array]] = {}
     for line in computation.splitlines()[1:]:
@@ -110,11 +110,17 @@ def _instructions(
             continue
         arrays = known[found["name"]] = _arrays(found["shape"], trips)
         op = found["op"]
-        operands = [
-            array
-            for name in re.findall(r"%([\w.-]+)", found["operands"])
-            for array in known.get(name, [])
-        ]
+        names = re.findall(r"%([\w.-]+)", found["operands"])
+        operands = [array for name in names for array in known.get(name, [])]
+        called = re.search(r"calls=%([\w.-]+)", line)
+        if op == "fusion" and called:
+            sliced = _sliced(_computation(text, called[1]))
+            operands = [
+                dataclasses.replace(array, size=min(array.size, sliced[number]))
+                if number in sliced
+                else array
+                for number, array in enumerate(operands)
+            ]
         results = _results(op, arrays)
         frame = re.search(r"stack_frame_id=(\d+)", line)
         chain = re.search(r'chain_id="(\d+)"', line)
@@ -129,6 +135,25 @@ def _instructions(
             scope=scope[1] if scope else "",
             chain=chain[1] if chain else found["name"],
         )
+
+
+def _sliced(fused: str) -> dict[int, int]:
+    """{number of an operand: bytes} of those a fusion reads nothing but slices of."""
+    read: dict[str, list[int | None]] = collections.defaultdict(list)
+    numbers = {}
+    for line in fused.splitlines():
+        if found := _INSTRUCTION.match(line):
+            if found["op"] == "parameter":
+                numbers[found["name"]] = int(found["operands"])
+            size = sum(array.size for array in _arrays(found["shape"], 1))
+            is_slice = found["op"] in ("slice", "dynamic-slice")
+            for name in re.findall(r"%([\w.-]+)", found["operands"]):
+                read[name].append(size if is_slice else None)
+    return {
+        numbers[name]: sum(size for size in sizes if size is not None)
+        for name, sizes in read.items()
+        if name in numbers and None not in sizes
+    }
 
 
 def collectives(text: str) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
-from abe_jax.models.cpu import lowering
+from abe_jax.models import lowering
 from abe_jax.models.googlenet import NEIGHBOURS
 from abe_jax.models.trunks import TRUNKS
 

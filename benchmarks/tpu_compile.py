@@ -1,9 +1,10 @@
-"""What XLA makes of our programs for TPUs, compiled here without a TPU.
+"""What XLA makes of our programs for TPUs and GPUs, compiled here without them.
 
     pip install -e '.[tpu-compile]'
     python benchmarks/tpu_compile.py --topology=v5e:2x2 --programs=embed,step
     python benchmarks/tpu_compile.py --batch=64 --dtype=bfloat16 --largest=20
     python benchmarks/tpu_compile.py --programs=step --batch=64 --in_turn
+    python benchmarks/tpu_compile.py --topology=h100:1x1x8 --programs=step --batch=64
 
 Nothing is run. Of each program: seconds to compile, the memory it needs on a device and
 whether that has as much, operations and bytes moved on a device, the times that these
@@ -13,9 +14,14 @@ as a ratio between versions; "GB of main memory" is ours, from the program's tex
 (`hlo_text`). XLA's counts take a loop's body, as of learners in turn, as run once; ours
 do not: "GFLOP of products" are those of convolutions and matrix products as traced, as
 XLA without those with padding. A training step at 224 x 224 compiles for minutes.
+
+Topologies of H100s are slices x hosts x GPUs. For them XLA counts nothing, and tries no
+algorithms out, as it would on a GPU: cuDNN's memory is unknown, and matrix products are
+left to cuBLAS.
 """
 
 import argparse
+import math
 import os
 import pathlib
 import re
@@ -37,11 +43,15 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from abe_jax import models, parallel, train_step
-from abe_jax.models.cpu import lowering
+from abe_jax.models import lowering
 from abe_jax.retrieval import search
 
-# Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e.
-BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
+# Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e;
+# NVIDIA's data sheet.
+BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9, "h100": 3.35e12}
+_MACHINES = {machine.name: machine for machine in scaling.MACHINES}
+_MACHINES["h100"] = _MACHINES["H100/H200"]
+_WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 _RETRIEVAL = "retrieval"  # the program that is of no model
 # The parts of a training step, by the named scopes of its program.
 _PARTS = ("augment", "spatial", "attention", "learners", "losses", "update")
@@ -94,22 +104,24 @@ def _retrieval(devices: tuple[Any, ...]) -> tuple[Any, tuple]:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Compiles a program for a topology and reads what XLA says of it."""
-    chip, shape = args.topology.split(":")
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{chip}:{shape}"
-    )
+    chip = args.topology.partition(":")[0]
+    on_gpus = chip == "h100"
+    topology = _topology(args.topology)
     program, arguments = _program(name, args, topology.devices)
     start = time.perf_counter()
-    with lowering.plain_operations():
+    with lowering.operations_of("gpu" if on_gpus else "tpu"):
         trace = program.trace(*arguments)
         lowered = trace.lower()
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(_WITHOUT_A_GPU if on_gpus else None)
     seconds = time.perf_counter() - traced
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    flops, accessed = cost.get("flops", math.nan), cost.get("bytes accessed", math.nan)
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    machine = next(m for m in scaling.MACHINES if m.name == chip)
+    machine = _MACHINES[chip]
+    # TPUs multiply in bfloat16 whatever the dtype; GPUs twice as fast as in TF32.
+    peak = machine.peak * (2 if on_gpus and args.dtype == "bfloat16" else 1)
     text = compiled.as_text()
     moved = sum(each.moved for each in hlo_text.instructions(text))
     products = 2 * model_sizes.multiply_adds(trace.jaxpr.jaxpr, padding=False)
@@ -118,7 +130,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if args.largest:
         _show_largest(text, args.largest)
     of_model = name != _RETRIEVAL
-    return {
+    row = {
         "program": name,
         "model": _model(args) if of_model else "",
         "topology": f"{args.topology}, {len(topology.devices)} chips",
@@ -129,20 +141,31 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "compile s": seconds,
         "GiB": needed / 2**30,
         "fits": needed <= machine.memory,
-        "GFLOP": cost["flops"] / 1e9,
+        "GFLOP": flops / 1e9,
         "GFLOP of products": products / 1e9,
-        "GB": cost["bytes accessed"] / 1e9,
+        "GB": accessed / 1e9,
         "GB of main memory": moved / 1e9,
-        "ms by FLOP": 1e3 * cost["flops"] / machine.peak,
-        "ms by products": 1e3 * products / machine.peak,
-        "ms by GB": 1e3 * cost["bytes accessed"] / BANDWIDTH[chip],
+        "ms by FLOP": 1e3 * flops / peak,
+        "ms by products": 1e3 * products / peak,
+        "ms by GB": 1e3 * accessed / BANDWIDTH[chip],
         "ms by main memory": 1e3 * moved / BANDWIDTH[chip],
         "collectives": ", ".join(
             f"{len(sizes)} {op} ({sum(sizes) / 1e6:.2f} MB)"
             for op, sizes in hlo_text.collectives(text).items()
         ),
-        "libtpu": metadata.version("libtpu"),
+        "libtpu": "" if on_gpus else metadata.version("libtpu"),
     }
+    return {key: "" if value != value else value for key, value in row.items()}
+
+
+def _topology(name: str) -> Any:
+    chip, _, shape = name.partition(":")
+    if chip != "h100":
+        return topologies.get_topology_desc(platform="tpu", topology_name=name)
+    config = pathlib.Path(__file__).with_name("h100.textproto").read_text()
+    return topologies.get_topology_desc(
+        platform="cuda", topology=shape, target_config=config
+    )
 
 
 def _model(args: argparse.Namespace) -> str:
@@ -200,7 +223,9 @@ def largest_batch(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--topology", default="v5e:2x2", help="as v5p:2x2x1, v6e:16x16")
+    parser.add_argument(
+        "--topology", default="v5e:2x2", help="as v6e:16x16, h100:1x1x8"
+    )
     parser.add_argument("--programs", default="step,embed,retrieval")
     parser.add_argument("--batch", type=int, default=16, help="images a device")
     parser.add_argument("--size", type=int, default=224)

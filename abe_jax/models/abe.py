@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from abe_jax.errors import UserError
-from abe_jax.models import initializers
+from abe_jax.models import initializers, lowering
 from abe_jax.models.convolution import convolution
-from abe_jax.models.cpu import lowering
 from abe_jax.models.embedder import (
     Embedder,
     dim_of_learner,

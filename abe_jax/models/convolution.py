@@ -6,8 +6,7 @@ from typing import Any
 from flax import nnx
 from jax.typing import DTypeLike
 
-from abe_jax.models import initializers
-from abe_jax.models.cpu import lowering
+from abe_jax.models import initializers, lowering
 
 
 def convolution(

@@ -19,10 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from abe_jax.errors import require_known
-from abe_jax.models import googlenet_weights, initializers
+from abe_jax.models import googlenet_weights, initializers, lowering
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.convolution import convolution
-from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import KEPT, Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
 

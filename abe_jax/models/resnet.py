@@ -15,10 +15,9 @@ from functools import partial
 import jax
 from flax import nnx
 
-from abe_jax.models import initializers, resnet_weights
+from abe_jax.models import initializers, lowering, resnet_weights
 from abe_jax.models.batch_norm import BatchNorm
 from abe_jax.models.convolution import convolution
-from abe_jax.models.cpu import lowering
 from abe_jax.models.trunk import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Trunk
 from abe_jax.precision import at_least_float32
 

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from abe_jax.models import initializers, vit_weights
-from abe_jax.models.cpu import lowering
+from abe_jax.models import initializers, lowering, vit_weights
 from abe_jax.models.trunk import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from abe_jax import parallel
-from abe_jax.models.cpu import lowering, parts, winograd
+from abe_jax.models import lowering
+from abe_jax.models.lowering import parts, winograd
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -208,12 +209,18 @@ def test_groups_of_channels_come_first_on_every_platform(dtype):
         )
 
 
-def test_pooling_of_bfloat16_is_exact():
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_pooling_of_bfloat16_is_exact(platform):
     maps = _random(2, 9, 9, 3).astype(jnp.bfloat16)
-    pooled = lowering.max_pool(maps, 3, 2)
-    assert pooled.dtype == jnp.bfloat16
-    wide = lowering.max_pool(maps.astype(jnp.float32), 3, 2)
+    pool = partial(lowering.max_pool, window=3, stride=2)
+    with lowering.operations_of(platform):
+        pooled, gradient = jax.vjp(pool, maps)
+        (of_maps,) = gradient(jnp.ones_like(pooled))
+    assert pooled.dtype == of_maps.dtype == jnp.bfloat16
+    wide, gradient = jax.vjp(pool, maps.astype(jnp.float32))
     np.testing.assert_array_equal(pooled.astype(jnp.float32), wide)
+    (expected,) = gradient(jnp.ones_like(wide))
+    np.testing.assert_array_equal(of_maps.astype(jnp.float32), expected)
 
 
 def test_grouped_and_dilated_convolutions_are_native():
@@ -251,9 +258,11 @@ def test_pooling_equals_a_loop(size, window, stride):
 
 @pytest.mark.parametrize("size", [(5, 6), (8, 8)])
 @pytest.mark.parametrize(("window", "stride", "pad"), [(3, 1, 1), (3, 2, 0), (2, 2, 0)])
-@pytest.mark.parametrize("images_at_once", [1, 2])
+@pytest.mark.parametrize(
+    ("platform", "images_at_once"), [("cpu", 1), ("cpu", 2), ("gpu", 4), ("tpu", 4)]
+)
 def test_gradient_of_pooling_goes_to_the_first_maximum(
-    size, window, stride, pad, images_at_once, monkeypatch
+    size, window, stride, pad, platform, images_at_once, monkeypatch
 ):
     values = images_at_once * size[0] * size[1] * 3
     monkeypatch.setattr(parts, "CACHED_VALUES", values)
@@ -267,7 +276,8 @@ def test_gradient_of_pooling_goes_to_the_first_maximum(
         weights = jnp.arange(1.0, 1.0 + y.size).reshape(y.shape)
         return jnp.sum(y * weights), weights
 
-    gradient, weights = jax.jit(jax.grad(cotangents, has_aux=True))(maps)
+    with lowering.operations_of(platform):
+        gradient, weights = jax.jit(jax.grad(cotangents, has_aux=True))(maps)
     expected = np.zeros(maps.shape)
     for b, i, j, c in np.ndindex(*weights.shape):
         top, left = i * stride - pad, j * stride - pad

@@ -11,7 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from abe_jax import models
-from abe_jax.models.cpu import lowering
+from abe_jax.models import lowering
 
 # Parameters / 10^7 and multiply-adds / 10^9.
 TABLE = """

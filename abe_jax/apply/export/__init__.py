@@ -19,7 +19,7 @@ from abe_jax.apply.output import by_suffix, written
 from abe_jax.apply.trained import Trained
 from abe_jax.data.datasets.tree import local, printable
 from abe_jax.errors import UserError
-from abe_jax.models.cpu import lowering
+from abe_jax.models import lowering
 from abe_jax.workdir import claim
 
 _PLATFORMS = ("cpu", "cuda", "tpu")

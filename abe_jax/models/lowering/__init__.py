@@ -4,8 +4,9 @@ XLA's CPU backend is slow at parts of what GoogLeNet is made of: 1 x 1 convoluti
 convolutions of small maps, the weights' gradient of all others, the gradient of
 `reduce_window`, and bfloat16. On the CPU these become matrix products, of patches
 that stay in the cache, and element-wise maxima, and wide 3 x 3 convolutions are left
-to `winograd`; every other platform gets the native operation. Values and gradients
-are those of the plain operations.
+to `winograd`. XLA's GPU backend writes 20 bytes for each maximum of a pooling, and adds
+its gradient up by atomic operations: there a maximum's place is kept in one byte. All
+else is the native operation. Values and gradients are those of the plain operations.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abe_jax.models.cpu import parts, pooling, winograd
-from abe_jax.models.cpu.parts import Pads
+from abe_jax.models.lowering import parts, pooling, winograd
+from abe_jax.models.lowering.parts import Pads
 from abe_jax.precision import at_least_float32
 
 # Forward, maps of up to so many positions are multiplied as patches: at 14 x 14 that is
@@ -29,33 +30,43 @@ _SMALL_MAP = 16 * 16
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-_PLAIN: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
+# The platform that is traced for: JAX's default one, if None.
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "platform", default=None
+)
 
 
 @contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
-    """Within, tracing takes the plain operations on CPUs too.
+def operations_of(platform: str) -> Iterator[None]:
+    """Within, tracing takes what a platform runs fastest, wherever it is traced.
 
-    For exported programs, as the lowerings need a batch of a known size, and the
-    programs that read an export know few operations; and for programs that a machine
-    without an accelerator compiles for one.
+    Args:
+      platform: "cpu", "gpu" or "tpu", as JAX calls it.
     """
-    token = _PLAIN.set(True)
+    token = _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        _PLATFORM.reset(token)
+
+
+def plain_operations() -> contextlib.AbstractContextManager[None]:
+    """Within, tracing takes the plain operations on every platform.
+
+    For exported programs, as the lowerings need a batch of a known size, and the
+    programs that read an export know few operations.
+    """
+    return operations_of("any")
 
 
 def _by_platform(
     *operands: jax.Array,
-    cpu: Callable[..., jax.Array],
     default: Callable[..., jax.Array],
+    **by_platform: Callable[..., jax.Array],
 ) -> jax.Array:
-    # Not `platform_dependent`, which traces both, and keeps both's values for backward.
-    if _PLAIN.get() or jax.default_backend() != "cpu":
-        return default(*operands)
-    return cpu(*operands)
+    # Not `platform_dependent`, which traces all, and keeps all's values for backward.
+    platform = _PLATFORM.get() or jax.default_backend()
+    return by_platform.get(platform, default)(*operands)
 
 
 def conv_general_dilated(
@@ -149,8 +160,11 @@ def max_pool(
         y: Any = pooling.max_pool(window, stride, pads, at_least_float32(x))
         return y.astype(x.dtype)
 
-    native = partial(pooling.native, window, stride, pads)
-    return _by_platform(maps, cpu=widened, default=native)
+    native, by_place = (
+        partial(pool, window, stride, pads)
+        for pool in (pooling.native, pooling.max_pool_by_place)
+    )
+    return _by_platform(maps, cpu=widened, gpu=by_place, default=native)
 
 
 def computed_once(x: jax.Array) -> jax.Array:

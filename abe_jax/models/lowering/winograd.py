@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from abe_jax.models.cpu import parts
-from abe_jax.models.cpu.parts import Pads
+from abe_jax.models.lowering import parts
+from abe_jax.models.lowering.parts import Pads
 
 Matrix = Sequence[Sequence[float]]
 # Arrays of one shape by their place in a tile: `grid[row][column]`.

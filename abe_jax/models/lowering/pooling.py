@@ -1,4 +1,4 @@
-"""Max pooling on CPUs, where XLA's gradient of `reduce_window` is slow."""
+"""Max pooling where XLA's gradient of `reduce_window` is slow: on CPUs and GPUs."""
 
 import math
 from functools import partial
@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from abe_jax.models.cpu import parts
-from abe_jax.models.cpu.parts import Pads
+from abe_jax.models.lowering import parts
+from abe_jax.models.lowering.parts import Pads
+from abe_jax.precision import at_least_float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -60,6 +62,59 @@ def _pool_backward(
 
 
 max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def max_pool_by_place(window: int, stride: int, pads: Pads, x: jax.Array) -> jax.Array:
+    """Native max pooling, with a gradient that knows each maximum's place by a number.
+
+    The place of a maximum in its window, of at most 256, is kept in a byte in place of
+    the maps; the gradient gathers from the windows that a position is in.
+    """
+    return _pool_by_place(window, stride, pads, x.shape, x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _pool_by_place(
+    window: int, stride: int, pads: Pads, maps: tuple[int, ...], x: jax.Array
+) -> jax.Array:
+    return native(window, stride, pads, x)
+
+
+def _by_place_forward(
+    window: int, stride: int, pads: Pads, maps: tuple[int, ...], x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    y = native(window, stride, pads, x)
+    x, (rows, columns) = _surround(x, pads), y.shape[1:3]
+    place = jnp.zeros(y.shape, jnp.uint8)
+    for k, (i, j) in reversed(list(enumerate(np.ndindex(window, window)))):
+        seen = _shifted(x, i, rows, stride, axis=1)
+        seen = _shifted(seen, j, columns, stride, axis=2)
+        place = jnp.where(seen == y, jnp.uint8(k), place)
+    return y, place
+
+
+def _by_place_backward(
+    window: int,
+    stride: int,
+    pads: Pads,
+    maps: tuple[int, ...],
+    place: jax.Array,
+    cotangent: jax.Array,
+) -> tuple[jax.Array]:
+    total = at_least_float32(jnp.zeros(maps, cotangent.dtype))
+    given = at_least_float32(cotangent)
+    zero = jnp.zeros((), given.dtype)
+    for k, offsets in enumerate(np.ndindex(window, window)):
+        room = [(0, 0, 0)]
+        for axis, offset in enumerate(offsets, start=1):
+            before = offset - pads[axis - 1][0]
+            span = (place.shape[axis] - 1) * stride + 1
+            room.append((before, maps[axis] - before - span, stride - 1))
+        total += jax.lax.pad(jnp.where(place == k, given, 0), zero, [*room, (0, 0, 0)])
+    return (total.astype(cotangent.dtype),)
+
+
+_pool_by_place.defvjp(_by_place_forward, _by_place_backward)
 
 
 def _surround(x: jax.Array, pads: Pads) -> jax.Array:

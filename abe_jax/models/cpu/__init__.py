@@ -1,1 +1,0 @@
-"""What only CPUs need: convolutions and pooling that XLA computes slowly there."""
