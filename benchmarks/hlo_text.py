@@ -88,8 +88,9 @@ def _entry(
                 _computation(text, name)
                 for name in re.findall(r"(?:condition|body)=%([\w.-]+)", line[0])
             )
-            # Counted from 0 up to a constant; XLA does not always tell how far.
-            ends = re.findall(r" constant\((\d+)\)", condition)
+            # XLA does not always tell how far: counted from 0 up to a constant.
+            ends = re.findall(r'"known_trip_count":\{"n":"(\d+)"', line[0])
+            ends = ends or re.findall(r" constant\((\d+)\)", condition)
             count = int(ends[0]) if len(ends) == 1 else 1
             for inner in _entry(text, body, count, frames):
                 yield dataclasses.replace(inner, moved=trips * inner.moved)
@@ -122,6 +123,8 @@ def _instructions(
                 for number, array in enumerate(operands)
             ]
         results = _results(op, arrays)
+        if 'custom_call_target="__cu' in line:
+            results = results[:1]  # the others are cuBLAS's and cuDNN's scratch
         frame = re.search(r"stack_frame_id=(\d+)", line)
         chain = re.search(r'chain_id="(\d+)"', line)
         scope = re.search(r'op_name="([^"]*)"', line)

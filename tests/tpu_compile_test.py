@@ -1,4 +1,4 @@
-"""What XLA makes of our programs for TPUs: what must not creep back into them.
+"""What XLA makes of our programs for TPUs and GPUs: what must not creep back into them.
 
 By benchmarks/tpu_compile.py, in a small form: ABE-2 at 64 x 64, 4 images a device.
 """
@@ -49,6 +49,7 @@ def all_compiled(tmp_path_factory):
         "four chips": ("v5e:2x2", ("step", "embed", "retrieval")),
         "256 chips": ("v5e:16x16", ("step",)),
         "in turn": ("v5e:2x2", ("step",), "--in_turn"),
+        "GPUs": ("h100:1x1x8", ("step", "embed", "retrieval")),
     }
     folders = {name: tmp_path_factory.mktemp("compiled") for name in asked}
     with contextlib.ExitStack() as stack:
@@ -111,6 +112,24 @@ def test_a_step_with_learners_in_turn(all_compiled):
     loops = [i for i in hlo_text.instructions(text) if i.op == "while"]
     assert len(loops) == 2
     check_bytes(rows["step"], "GB of main memory")
+
+
+def test_what_eight_gpus_do(all_compiled):
+    """XLA sums 30 MB of gradients at a time there; embeddings go with the labels."""
+    rows, texts = all_compiled["GPUs"]
+    sent = hlo_text.collectives(texts["step"])
+    assert len(sent["all-reduce"]) == 2
+    assert 4 * PARAMETERS <= sum(sent.pop("all-reduce")) <= 4 * PARAMETERS + 1e4
+    embeddings, labels = 4 * 8 * EMBEDDING_DIM * 4, 4 * 8 * 4
+    own = embeddings // 8
+    assert sent == {"all-gather": [embeddings + labels], "reduce-scatter": [own]}
+    # Pooling's gradient gathers: nothing is summed by atomic operations, in any order.
+    assert not re.search(r" (select-and-)?scatter\(", texts["step"])
+    for text in texts.values():
+        assert not re.search(r"\bf64\[|callback|infeed|outfeed|send\(|recv\(", text)
+    assert hlo_text.collectives(texts["embed"]) == {}
+    for row in rows.values():
+        check_bytes(row, "GB of main memory")
 
 
 @pytest.mark.parametrize("program", ["step", "embed", "retrieval"])
