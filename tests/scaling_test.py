@@ -67,6 +67,34 @@ def test_the_compiled_steps_are_the_committed_lines():
             assert moved == f"{line['GB']:.1f} GB"
 
 
+def test_the_steps_compiled_for_gpus_are_the_committed_lines():
+    text = (ROOT / "benchmarks" / "tpu_compile.jsonl").read_text()
+    lines = [line for line in map(json.loads, text.splitlines()) if not line["libtpu"]]
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    _, section = page.split("## Compiled for GPUs, not run")
+    table = section[section.index("| program | images |") :].split("\n\n")[0]
+    rows = [row[2:].replace("*", "").split(" | ") for row in table.splitlines()[2:]]
+    kept = [row for row in rows if "pooling's own gradient" not in row[0]]
+    for program, images, memory, arithmetic, main, *times in kept:
+        (line,) = (
+            line
+            for line in lines
+            if program.split(", ")[-1] == line["commit"]
+            and program.startswith(line["dtype"])
+            and ("in turn" in program) == ("in turn" in line["model"])
+            and (line["program"], line["size"]) == ("step", 224)
+            and line["images a device"] == int(images)
+        )
+        products = float(format(line["GFLOP of products"], ".3g"))
+        assert memory == f"{line['GiB']:.1f} GiB"
+        assert arithmetic == f"{products:,.0f} GFLOP"
+        assert main == f"{line['GB of main memory']:.1f} GB"
+        assert times == [
+            f"{line['ms by products']:.1f} ms",
+            f"{line['ms by main memory']:.2g} ms |",
+        ]
+
+
 def test_the_newest_of_each_benchmark_counts():
     history = load("history")
     run = {"benchmark": "train_step", "model": "ABE-8", "size": 64, "batch": 32}
