@@ -36,6 +36,7 @@ class Instruction:
       shapes: of its results, as "f32[8,16]".
       size: bytes of its results, wherever they are.
       moved: bytes it reads from and writes to main memory, in all trips of its loop.
+      moved_padded: the same with the padding of arrays to a TPU's tiles.
       where: "file:line" of its source.
       scope: its path through the program's named scopes.
       chain: id that all steps of an operation share, if XLA cut it into a chain of
@@ -47,6 +48,7 @@ class Instruction:
     shapes: tuple[str, ...]
     size: int
     moved: int
+    moved_padded: int
     where: str
     scope: str
     chain: str
@@ -56,6 +58,7 @@ class Instruction:
 class _Array:
     shape: str
     size: int
+    padded: int
     in_main_memory: bool
     is_row: bool  # of an array with a row a trip
 
@@ -93,7 +96,11 @@ def _entry(
             ends = ends or re.findall(r" constant\((\d+)\)", condition)
             count = int(ends[0]) if len(ends) == 1 else 1
             for inner in _entry(text, body, count, frames):
-                yield dataclasses.replace(inner, moved=trips * inner.moved)
+                yield dataclasses.replace(
+                    inner,
+                    moved=trips * inner.moved,
+                    moved_padded=trips * inner.moved_padded,
+                )
 
 
 def _computation(text: str, name: str) -> str:
@@ -117,14 +124,13 @@ def _instructions(
         if op == "fusion" and called:
             sliced = _sliced(_computation(text, called[1]))
             operands = [
-                dataclasses.replace(array, size=min(array.size, sliced[number]))
-                if number in sliced
-                else array
+                _part(array, sliced.get(number, array.size))
                 for number, array in enumerate(operands)
             ]
         results = _results(op, arrays)
         if 'custom_call_target="__cu' in line:
             results = results[:1]  # the others are cuBLAS's and cuDNN's scratch
+        passing = [] if _ALLOCATES in line else _passing(op, operands, results)
         frame = re.search(r"stack_frame_id=(\d+)", line)
         chain = re.search(r'chain_id="(\d+)"', line)
         scope = re.search(r'op_name="([^"]*)"', line)
@@ -133,7 +139,8 @@ def _instructions(
             op=op,
             shapes=tuple(array.shape for array in arrays),
             size=sum(array.size for array in results),
-            moved=0 if _ALLOCATES in line else trips * _moved(op, operands, results),
+            moved=trips * sum(array.size for array in passing),
+            moved_padded=trips * sum(array.padded for array in passing),
             where=frames.get(frame[1], "") if frame else "",
             scope=scope[1] if scope else "",
             chain=chain[1] if chain else found["name"],
@@ -157,6 +164,14 @@ def _sliced(fused: str) -> dict[int, int]:
         for name, sizes in read.items()
         if name in numbers and None not in sizes
     }
+
+
+def _part(array: _Array, size: int) -> _Array:
+    """At most so many bytes of an array, padded like the whole."""
+    if size >= array.size:
+        return array
+    padded = array.padded * size // array.size
+    return dataclasses.replace(array, size=size, padded=padded)
 
 
 def collectives(text: str) -> dict[str, list[int]]:
@@ -190,9 +205,12 @@ def _arrays(shape: str, trips: int) -> list[_Array]:
         if dtype in _BYTES:
             sides = [int(n) for n in dims.split(",") if n]
             is_row = trips > 1 and sides[:1] == [trips]
-            size = _BYTES[dtype] * math.prod(sides[1:] if is_row else sides)
+            size, padded = (
+                _BYTES[dtype] * math.prod(each[1:] if is_row else each)
+                for each in (sides, _padded(sides, layout))
+            )
             place = "S(" not in layout, is_row
-            arrays.append(_Array(f"{dtype}[{dims}]", size, *place))
+            arrays.append(_Array(f"{dtype}[{dims}]", size, padded, *place))
     return arrays
 
 
@@ -204,16 +222,29 @@ def _results(op: str, arrays: list[_Array]) -> list[_Array]:
     return arrays[len(arrays) // 2 :] if op.endswith("-start") else arrays
 
 
-def _moved(op: str, operands: list[_Array], results: list[_Array]) -> int:
+def _passing(op: str, operands: list[_Array], results: list[_Array]) -> list[_Array]:
+    """What an operation reads from main memory, and what it writes there."""
     if op in _FREE or op == "while" or op.endswith("-done"):
-        return 0
-    written = sum(array.size for array in results if array.in_main_memory)
+        return []
+    written = [array for array in results if array.in_main_memory]
     if op == "slice-start":  # reads what it gives, not all it could
-        return written + sum(r.size for r in results if operands[0].in_main_memory)
+        return written + (results if operands[0].in_main_memory else [])
     # A trip's row is written in place: the others are not read.
     filled = [result.shape for result in results if result.is_row]
     read = (o for o in operands if not (o.is_row and o.shape in filled))
-    return written + sum(array.size for array in read if array.in_main_memory)
+    return written + [array for array in read if array.in_main_memory]
+
+
+def _padded(sides: list[int], layout: str) -> list[int]:
+    """Sides of an array in memory, as "{1,0:T(8,128)}" of its layout says."""
+    tile = re.search(r"T\(([\d,]+)\)", layout)
+    if not tile:
+        return sides
+    minor_first = [int(n) for n in re.findall(r"\d+", layout.split(":")[0])]
+    padded = list(sides)
+    for axis, side in zip(minor_first, reversed(tile[1].split(",")), strict=False):
+        padded[axis] = -(-sides[axis] // int(side)) * int(side)
+    return padded
 
 
 def _frames(text: str) -> dict[str, str]:

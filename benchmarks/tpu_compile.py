@@ -123,7 +123,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     # TPUs multiply in bfloat16 whatever the dtype; GPUs twice as fast as in TF32.
     peak = machine.peak * (2 if on_gpus and args.dtype == "bfloat16" else 1)
     text = compiled.as_text()
-    moved = sum(each.moved for each in hlo_text.instructions(text))
+    instructions = list(hlo_text.instructions(text))
+    moved = sum(each.moved for each in instructions)
+    padded = sum(each.moved_padded for each in instructions)
     products = 2 * model_sizes.multiply_adds(trace.jaxpr.jaxpr, padding=False)
     if args.text:
         (pathlib.Path(args.text) / f"{name}.txt").write_text(text)
@@ -145,6 +147,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "GFLOP of products": products / 1e9,
         "GB": accessed / 1e9,
         "GB of main memory": moved / 1e9,
+        "GB of main memory, padded": padded / 1e9,
         "ms by FLOP": 1e3 * flops / peak,
         "ms by products": 1e3 * products / peak,
         "ms by GB": 1e3 * accessed / BANDWIDTH[chip],

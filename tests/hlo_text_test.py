@@ -38,6 +38,19 @@ ENTRY %main (x: f32[100,8], y: f32[100,8]) -> f32[10,8] {
     assert moved(text) == {"x": 0, "y": 0, "fusion": (20 + 100 + 10) * row}
 
 
+def test_arrays_are_padded_to_tiles():
+    text = """\
+ENTRY %main (x: bf16[64,14,14,24], y: f32[300]) -> bf16[64,14,14,24] {
+  %x = bf16[64,14,14,24]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  %y = f32[300]{0:T(256)S(1)} parameter(1)
+  ROOT %z = bf16[5,14,14,24]{3,0,2,1:T(8,128)(2,1)} fusion(%x, %y), kind=kLoop
+}
+"""
+    (*_, z) = hlo_text.instructions(HEAD + text)
+    assert z.moved == 2 * 14 * 14 * 24 * (64 + 5)
+    assert z.moved_padded == 2 * 14 * 14 * 128 * (64 + 8)
+
+
 def test_a_loop_runs_as_often_as_xla_says_and_each_trip_fills_a_row():
     text = """\
 %goes_on (state: (s32[], bf16[5,100])) -> pred[] {
