@@ -189,22 +189,7 @@ def _activated(units: Sequence[ConvUnit], products: Sequence[jax.Array]) -> jax.
     biases = [unit.conv.bias[...] for unit in units if unit.conv.bias is not None]
     if biases:
         x += jnp.concatenate(biases).astype(x.dtype).reshape(1, 1, 1, -1)
-    return _relu(x)
-
-
-@jax.custom_jvp
-def _relu(x: jax.Array) -> jax.Array:
-    """ReLU whose gradient asks for what it put out, which others keep anyway."""
-    return nnx.relu(x)
-
-
-@_relu.defjvp
-def _relu_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    y = _relu(*primals)
-    # XLA would compare x, and keep that too.
-    return y, jnp.where(jax.lax.optimization_barrier(y) > 0, *tangents, 0)
+    return lowering.relu(x)
 
 
 class Inception(nnx.Module):

@@ -209,6 +209,20 @@ def test_groups_of_channels_come_first_on_every_platform(dtype):
         )
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_relu_and_its_gradient_are_jaxs(platform):
+    x = jnp.concatenate([_random(30), jnp.zeros(2), -jnp.zeros(2)])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        of_x = x.astype(dtype)
+        with lowering.operations_of(platform):
+            ours, gradient = jax.vjp(lowering.relu, of_x)
+            (given,) = gradient(ours + 1)
+        native, gradient = jax.vjp(jax.nn.relu, of_x)
+        np.testing.assert_array_equal(ours, native)
+        np.testing.assert_array_equal(given, *gradient(native + 1))
+        assert ours.dtype == given.dtype == dtype
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_pooling_of_bfloat16_is_exact(platform):
     maps = _random(2, 9, 9, 3).astype(jnp.bfloat16)

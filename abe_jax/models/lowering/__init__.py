@@ -5,8 +5,9 @@ convolutions of small maps, the weights' gradient of all others, the gradient of
 `reduce_window`, and bfloat16. On the CPU these become matrix products, of patches
 that stay in the cache, and element-wise maxima, and wide 3 x 3 convolutions are left
 to `winograd`. XLA's GPU backend writes 20 bytes for each maximum of a pooling, and adds
-its gradient up by atomic operations: there a maximum's place is kept in one byte. All
-else is the native operation. Values and gradients are those of the plain operations.
+its gradient up by atomic operations: there a maximum's place is kept in one byte. On
+accelerators ReLU's gradient is computed from its output. All else is the native
+operation. Values and gradients are those of the plain operations.
 """
 
 import contextlib
@@ -165,6 +166,28 @@ def max_pool(
         for pool in (pooling.native, pooling.max_pool_by_place)
     )
     return _by_platform(maps, cpu=widened, gpu=by_place, default=native)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0). Accelerators need not keep `x` for the gradient, only what is put out.
+
+    CPUs are no faster so.
+    """
+    return _by_platform(x, cpu=jax.nn.relu, default=_relu_by_output)
+
+
+@jax.custom_jvp
+def _relu_by_output(x: jax.Array) -> jax.Array:
+    return jax.nn.relu(x)
+
+
+@_relu_by_output.defjvp
+def _relu_by_output_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y = _relu_by_output(*primals)
+    # Without a barrier XLA compares x with 0, and keeps that too.
+    return y, jnp.where(jax.lax.optimization_barrier(y) > 0, *tangents, 0)
 
 
 def computed_once(x: jax.Array) -> jax.Array:
