@@ -49,6 +49,7 @@ RULES |= {
         "pow": "Pow",
         "sin": "Sin",
         "sqrt": "Sqrt",
+        "name": "Identity",
         "stop_gradient": "Identity",
         "sub": "Sub",
         "tanh": "Tanh",
