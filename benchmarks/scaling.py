@@ -1,24 +1,28 @@
 """Predicts a training step of ABE-8^512 on 1 to 1,024 devices: nothing is measured.
 
-    python benchmarks/scaling.py [--measured=v5e=700] [--fraction=0.15]
+    python benchmarks/scaling.py [--measured=v5e=700] [--reached=0.5]
 
 docs/scaling.md holds what it prints, the sources of the numbers, and what follows.
 
 A step is the sum of its parts, as if none overlapped: the images through the model,
-the device's rows of the pair matrix, and the collectives. `--measured` replaces the
-predicted images per second of one device by a measured figure.
+the device's rows of the pair matrix, and the collectives. The model takes as long as
+the compiled program's arithmetic, or its bytes of main memory, at the device's peaks:
+no device is faster. `--reached` is the share of that speed which devices reach;
+`--measured` replaces the images per second of one device by a measured figure.
 """
 
 import argparse
 import dataclasses
+import functools
+import json
 import math
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 FLOAT = 4  # bytes
 PARAMETERS = 12_047_040
 EMBEDDING_DIM = 512
 LEARNERS = 8
-MULTIPLY_ADDS = 7.46e9  # forward, one 224 x 224 image
 TRAINING = 3  # forward and backward, in units of forward
 BATCH_NORM_LAYERS, BATCH_NORM_CHANNELS = 87, 10_944  # with trunk = "googlenet_bn"
 PAIR_COPIES = 4  # products, distances, costs, gradient: an assumption
@@ -35,15 +39,17 @@ class Machine:
 
     Attributes:
       name: title of its column.
-      peak: FLOP/s of float32 convolutions at JAX's default precision.
+      peak: FLOP/s of convolutions in bfloat16.
       highest: how many times slower products of the highest precision are.
       memory: bytes.
+      bandwidth: bytes/s of that memory.
       domain: devices that the fast links join.
       inner: bytes/s that a device sends over one of its fast links, one way.
       outer: bytes/s that a device sends to another domain, its share of the host's.
       inner_round: seconds a small message takes within the domain; assumed.
       outer_round: the same between domains; assumed.
       host_devices: devices a host feeds.
+      compiled: topology and model of the compiled step, in tpu_compile.jsonl.
       measured: images/s of one device in training, where known.
     """
 
@@ -51,29 +57,60 @@ class Machine:
     peak: float
     highest: float
     memory: float
+    bandwidth: float
     domain: int
     inner: float
     outer: float
     inner_round: float
     outer_round: float
     host_devices: int
+    compiled: tuple[str, str] | None = None
     measured: float | None = None
 
-    def images_per_second(self, fraction: float) -> float:
+    def images_per_second(self, reached: float) -> float:
         """Images one device trains on per second, measured or predicted."""
         if self.measured is not None:
             return self.measured
-        return self.peak * fraction / (2 * TRAINING * MULTIPLY_ADDS)
+        assert self.compiled
+        operations, moved = compiled_image(*self.compiled)
+        return reached / max(operations / self.peak, moved / self.bandwidth)
 
 
+@functools.cache
+def compiled_image(topology: str, model: str) -> tuple[float, float]:
+    """FLOP, and bytes of main memory with padding, of a compiled step for one image.
+
+    Those of the newest step of 64 images a device in bfloat16 at 224 x 224.
+    """
+    path = pathlib.Path(__file__).with_name("tpu_compile.jsonl")
+    wanted = {"program": "step", "size": 224, "dtype": "bfloat16", "model": model}
+    wanted["images a device"] = PER_DEVICE
+    step = [
+        line
+        for line in map(json.loads, path.read_text().splitlines())
+        if line["topology"].startswith(topology)
+        and "GB of main memory, padded" in line
+        and all(line[key] == value for key, value in wanted.items())
+    ][-1]
+    of_all = step["GFLOP of products"], step["GB of main memory, padded"]
+    return of_all[0] * 1e9 / PER_DEVICE, of_all[1] * 1e9 / PER_DEVICE
+
+
+_ON_TPU = ("v5e", "ABE-8, googlenet, learners in turn")
+_ON_GPU = ("h100", "ABE-8, googlenet")
+# fmt: off
 MACHINES = (
-    Machine("v5e", 197e12, 6, 16e9, 256, 50e9, 3.125e9, 1e-6, 1e-5, 8),
-    Machine("v5p", 459e12, 6, 95e9, 6144, 100e9, 6.25e9, 1e-6, 1e-5, 4),
-    Machine("v6e", 918e12, 6, 32e9, 256, 100e9, 12.5e9, 1e-6, 1e-5, 8),
-    Machine("H100/H200", 494.7e12, 7.4, 80e9, 8, 450e9, 50e9, 3e-6, 1e-5, 8),
+    Machine("v5e", 197e12, 6, 16e9, 819e9, 256, 50e9, 3.125e9, 1e-6, 1e-5, 8, _ON_TPU),
+    Machine("v5p", 459e12, 6, 95e9, 2765e9, 6144, 100e9, 6.25e9, 1e-6, 1e-5, 4,
+            _ON_TPU),
+    Machine("v6e", 918e12, 6, 32e9, 1640e9, 256, 100e9, 12.5e9, 1e-6, 1e-5, 8, _ON_TPU),
+    Machine("H100", 989.4e12, 14.8, 80e9, 3350e9, 8, 450e9, 50e9, 3e-6, 1e-5, 8,
+            _ON_GPU),
     # The measured one: two cores, as if joined by Ethernet of 10 Gb/s.
-    Machine("CPU", 0.197e12, 1, math.nan, 1, 1.25e9, 1.25e9, 5e-5, 5e-5, 1, 3.53),
+    Machine("CPU", 0.03e12, 1, math.nan, math.nan, 1, 1.25e9, 1.25e9, 5e-5, 5e-5, 1,
+            measured=3.53),
 )
+# fmt: on
 
 
 def ring_all_reduce_bytes(size: float, devices: int) -> float:
@@ -135,12 +172,12 @@ def batch_norm_seconds(devices: int, machine: Machine) -> float:
 
 
 def compute_seconds(
-    batch: int, devices: int, machine: Machine, fraction: float
+    batch: int, devices: int, machine: Machine, reached: float
 ) -> float:
     """The device's images through the model, and its rows of the pair matrix."""
-    images = batch / devices / machine.images_per_second(fraction)
+    images = batch / devices / machine.images_per_second(reached)
     products = 2 * TRAINING * (batch / devices) * batch * EMBEDDING_DIM
-    return images + products * machine.highest / (machine.peak * fraction)
+    return images + products * machine.highest / (machine.peak * reached)
 
 
 def communication_seconds(batch: int, devices: int, machine: Machine) -> float:
@@ -152,17 +189,17 @@ def communication_seconds(batch: int, devices: int, machine: Machine) -> float:
     )
 
 
-def step_seconds(batch: int, devices: int, machine: Machine, fraction: float) -> float:
+def step_seconds(batch: int, devices: int, machine: Machine, reached: float) -> float:
     """One training step."""
-    return compute_seconds(batch, devices, machine, fraction) + communication_seconds(
+    return compute_seconds(batch, devices, machine, reached) + communication_seconds(
         batch, devices, machine
     )
 
 
-def efficiency(batch: int, devices: int, machine: Machine, fraction: float) -> float:
+def efficiency(batch: int, devices: int, machine: Machine, reached: float) -> float:
     """Share of a step that the same images take alone, on devices without links."""
-    images = batch / devices / machine.images_per_second(fraction)
-    return images / step_seconds(batch, devices, machine, fraction)
+    images = batch / devices / machine.images_per_second(reached)
+    return images / step_seconds(batch, devices, machine, reached)
 
 
 def _digits(x: float) -> str:
@@ -196,23 +233,23 @@ def traffic_table() -> str:
     return _table((*head, "pair matrix (memory)"), rows)
 
 
-def weak_table(machines: Sequence[Machine], fraction: float) -> str:
+def weak_table(machines: Sequence[Machine], reached: float) -> str:
     """Step in milliseconds and efficiency, 64 images a device."""
     return _table(
         ("devices", *(machine.name for machine in machines)),
         [
-            [n, *(_cell(PER_DEVICE * n, n, machine, fraction) for machine in machines)]
+            [n, *(_cell(PER_DEVICE * n, n, machine, reached) for machine in machines)]
             for n in DEVICES
         ],
     )
 
 
-def strong_table(machines: Sequence[Machine], fraction: float) -> str:
+def strong_table(machines: Sequence[Machine], reached: float) -> str:
     """Step in milliseconds and efficiency, a batch shared by ever more devices."""
     return _table(
         ("batch", "devices", *(machine.name for machine in machines)),
         [
-            [f"{batch:,}", n, *(_cell(batch, n, m, fraction) for m in machines)]
+            [f"{batch:,}", n, *(_cell(batch, n, m, reached) for m in machines)]
             for batch in BATCHES
             for n in (1, 8, 64, 256, 1024)
             if n <= batch
@@ -220,13 +257,13 @@ def strong_table(machines: Sequence[Machine], fraction: float) -> str:
     )
 
 
-def _cell(batch: int, devices: int, machine: Machine, fraction: float) -> str:
-    step = step_seconds(batch, devices, machine, fraction)
-    share = efficiency(batch, devices, machine, fraction)
+def _cell(batch: int, devices: int, machine: Machine, reached: float) -> str:
+    step = step_seconds(batch, devices, machine, reached)
+    share = efficiency(batch, devices, machine, reached)
     return f"{_digits(1e3 * step)} ({share:.0%})"
 
 
-def limits_table(machines: Sequence[Machine], fraction: float) -> str:
+def limits_table(machines: Sequence[Machine], reached: float) -> str:
     """Where something else than the model becomes the limit."""
     rows: list[tuple[str, Callable[[Machine, float], str]]] = [
         (
@@ -244,7 +281,7 @@ def limits_table(machines: Sequence[Machine], fraction: float) -> str:
         (
             "images/s of 1,024 devices",
             lambda m, rate: _digits(
-                PER_DEVICE * 1024 / step_seconds(PER_DEVICE * 1024, 1024, m, fraction)
+                PER_DEVICE * 1024 / step_seconds(PER_DEVICE * 1024, 1024, m, reached)
             ),
         ),
         (
@@ -260,7 +297,7 @@ def limits_table(machines: Sequence[Machine], fraction: float) -> str:
         (
             "batch whose pair matrix takes as long as the model",
             lambda m, rate: _digits(
-                m.peak * fraction / (2 * TRAINING * EMBEDDING_DIM * m.highest * rate)
+                m.peak * reached / (2 * TRAINING * EMBEDDING_DIM * m.highest * rate)
             ),
         ),
         (
@@ -275,13 +312,13 @@ def limits_table(machines: Sequence[Machine], fraction: float) -> str:
     return _table(
         ("", *(machine.name for machine in machines)),
         [
-            [title, *(of(m, m.images_per_second(fraction)) for m in machines)]
+            [title, *(of(m, m.images_per_second(reached)) for m in machines)]
             for title, of in rows
         ],
     )
 
 
-def report(machines: Sequence[Machine], fraction: float) -> str:
+def report(machines: Sequence[Machine], reached: float) -> str:
     """All tables, as docs/scaling.md holds them."""
     return f"""\
 ### Sent by each device in a step, MB, 64 images a device
@@ -290,22 +327,22 @@ def report(machines: Sequence[Machine], fraction: float) -> str:
 
 ### Predicted step, ms (efficiency), 64 images a device
 
-{weak_table(machines, fraction)}
+{weak_table(machines, reached)}
 
 ### Predicted step, ms (efficiency), a fixed batch
 
-{strong_table(machines, fraction)}
+{strong_table(machines, reached)}
 
 ### Predicted limits
 
-{limits_table(machines, fraction)}
+{limits_table(machines, reached)}
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--fraction", type=float, default=0.15, help="of peak FLOP/s that is reached"
+        "--reached", type=float, default=1.0, help="share of the compiled step's speed"
     )
     parser.add_argument(
         "--measured",
@@ -320,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in machines:
             parser.error(f"--measured: {name!r} is none of {', '.join(machines)}.")
         machines[name] = dataclasses.replace(machines[name], measured=float(rate))
-    print(report(list(machines.values()), given.fraction), end="")
+    print(report(list(machines.values()), given.reached), end="")
 
 
 if __name__ == "__main__":

@@ -46,11 +46,7 @@ from abe_jax import models, parallel, train_step
 from abe_jax.models import lowering
 from abe_jax.retrieval import search
 
-# Bytes/s of a chip's memory, from docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e;
-# NVIDIA's data sheet.
-BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9, "h100": 3.35e12}
-_MACHINES = {machine.name: machine for machine in scaling.MACHINES}
-_MACHINES["h100"] = _MACHINES["H100/H200"]
+_MACHINES = {machine.name.lower(): machine for machine in scaling.MACHINES}
 _WITHOUT_A_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 _RETRIEVAL = "retrieval"  # the program that is of no model
 # The parts of a training step, by the named scopes of its program.
@@ -120,8 +116,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
     needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     machine = _MACHINES[chip]
-    # TPUs multiply in bfloat16 whatever the dtype; GPUs twice as fast as in TF32.
-    peak = machine.peak * (2 if on_gpus and args.dtype == "bfloat16" else 1)
+    # TPUs multiply in bfloat16 whatever the dtype; GPUs in TF32, at half the speed.
+    peak = machine.peak / (2 if on_gpus and args.dtype == "float32" else 1)
     text = compiled.as_text()
     instructions = list(hlo_text.instructions(text))
     moved = sum(each.moved for each in instructions)
@@ -150,8 +146,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "GB of main memory, padded": padded / 1e9,
         "ms by FLOP": 1e3 * flops / peak,
         "ms by products": 1e3 * products / peak,
-        "ms by GB": 1e3 * accessed / BANDWIDTH[chip],
-        "ms by main memory": 1e3 * moved / BANDWIDTH[chip],
+        "ms by GB": 1e3 * accessed / machine.bandwidth,
+        "ms by main memory": 1e3 * moved / machine.bandwidth,
         "collectives": ", ".join(
             f"{len(sizes)} {op} ({sum(sizes) / 1e6:.2f} MB)"
             for op, sizes in hlo_text.collectives(text).items()
