@@ -154,7 +154,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         ),
         "libtpu": "" if on_gpus else metadata.version("libtpu"),
     }
-    return {key: "" if value != value else value for key, value in row.items()}
+    for key, value in row.items():
+        if isinstance(value, float) and math.isnan(value):  # XLA does not tell
+            row[key] = ""
+    return row
 
 
 def _topology(name: str) -> Any:

@@ -225,17 +225,17 @@ class Inception(nnx.Module):
         reduce = self.three_reduce, self.five_reduce
         sizes = [unit.conv.out_features for unit in (self.one, *reduce)]
         one, three, five = jnp.split(
-            self._products([self.one, *reduce], x), np.cumsum(sizes)[:-1], axis=3
+            self._named([self.one, *reduce], x), np.cumsum(sizes)[:-1], axis=3
         )
         products = (
             one,
-            self._products([self.three], _activated(reduce[:1], [three])),
-            self._products([self.five], _activated(reduce[1:], [five])),
-            self._products([self.pool], lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))),
+            self._named([self.three], _activated(reduce[:1], [three])),
+            self._named([self.five], _activated(reduce[1:], [five])),
+            self._named([self.pool], lowering.max_pool(x, 3, 1, ((1, 1), (1, 1)))),
         )
         return _activated((self.one, self.three, self.five, self.pool), products)
 
-    def _products(self, units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
+    def _named(self, units: Sequence[ConvUnit], x: jax.Array) -> jax.Array:
         products = _products(units, x)
         return checkpoint_name(products, KEPT) if self.keeps else products
 
