@@ -88,8 +88,11 @@ def run(
         runs.append(config_and_workdir(data, row, seed, part, path, folder, member))
         runs[-1][0].model.pretrained = pretrained
         train.train_and_evaluate(*runs[-1])
-    measured = _measured(runs[0][1]) if members == 1 else _measured_together(runs)
-    config = runs[0][0]
+    config, workdir = runs[0]
+    if members == 1:
+        measured = _measured(workdir) | {"losses": losses(workdir, config.train.steps)}
+    else:
+        measured = _measured_together(runs)
     return {
         **named(data, row, seed, part),
         "overrides": grid.DATA[data].overrides | grid.ROWS[row].overrides,
@@ -141,6 +144,15 @@ def config_and_workdir(
     config.model.embedding_dim //= grid.ROWS[row].members
     name = f"{data}-{row}-{seed}-{part}-{member}".replace(" ", "_")
     return config, str(folder / name)
+
+
+def losses(workdir: str, steps: int) -> list[float]:
+    """The mean of the logged training losses in each sixth of a run's steps."""
+    lines = read_lines(pathlib.Path(workdir) / "metrics.jsonl")
+    loss = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    step, value = np.array(list(loss)), np.array(list(loss.values()))
+    sixth = np.ceil(6 * step / steps)
+    return [float(np.mean(value[sixth == i])) for i in np.unique(sixth)]
 
 
 def _measured(workdir: str) -> dict:

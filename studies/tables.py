@@ -4,9 +4,9 @@
 
 A table stands between `<!-- runs DATA PART -->` and `<!-- end -->`: a row of the grid a
 line, with mean and standard deviation of three seeds or more, or the values of two.
+`<!-- losses DATA PART -->` has the training losses of the runs whose lines tell them,
 `<!-- earlier -->` is the table of `studies/earlier.jsonl`, `<!-- limits -->` that of
-`studies/limits.jsonl`. The rest of the page is
-written by hand.
+`studies/limits.jsonl`. The rest of the page is written by hand.
 """
 
 import collections
@@ -22,7 +22,8 @@ from studies import grid, limits, run
 PAGE = run.RUNS_FILE.parents[1] / "docs" / "results.md"
 
 _BLOCK = re.compile(
-    r"(<!-- (?:runs (\w+) (\w+)|(earlier|limits)) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?:(runs|losses) (\w+) (\w+)|(earlier|limits)) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -57,6 +58,15 @@ _LIMITS: tuple[_Column, ...] = (
     ("a fifth of those held out", operator.itemgetter("evaluated_fifth"), 100, 1),
     ("wrong ones by the same artist", operator.itemgetter("wrong_same_artist"), 100, 0),
     ("of all images of other classes", operator.itemgetter("same_artist"), 100, 0),
+)
+
+
+def _loss(sixth: int) -> Callable[[dict], float | None]:
+    return lambda line: line["losses"][sixth]
+
+
+_LOSSES: tuple[_Column, ...] = tuple(
+    (f"sixth {i + 1}", _loss(i), 1, 2) for i in range(6)
 )
 
 
@@ -112,12 +122,15 @@ def fill(
     """The page with its tables made anew."""
 
     def block(match: re.Match) -> str:
-        head, data, part, other, end = match.groups()
+        head, kind, data, part, other, end = match.groups()
         if other == "earlier":
             return f"{head}{table(earlier, ('data', 'part', 'row'))}{end}"
         if other == "limits":
             return f"{head}{table(limited, ('data', 'row'), _LIMITS)}{end}"
         wanted = [x for x in lines if (x["data"], x["part"]) == (data, part)]
+        if kind == "losses":
+            told = [line for line in wanted if "losses" in line]
+            return f"{head}{table(told, columns=_LOSSES)}{end}"
         return f"{head}{table(wanted)}{end}"
 
     return _BLOCK.sub(block, page)

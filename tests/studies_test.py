@@ -69,6 +69,15 @@ def test_lines_go_to_a_file_of_ones_own_once(tmp_path):
     assert [line["seed"] for line in run.read_lines(own)] == [0, 1]
 
 
+def test_losses_of_a_run_are_means_of_sixths(tmp_path):
+    logged = {1: 9.0, 50: 7.0, 100: 5.0, 101: 4.0, 150: 2.0, 500: 1.5, 600: 0.5}
+    lines = [{"step": 0, "eval/recall@1": 0.5}]
+    lines += [{"step": step, "train/loss": loss} for step, loss in logged.items()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert run.losses(str(tmp_path), 600) == [7.0, 3.0, 1.5, 0.5]
+
+
 @pytest.mark.slow
 def test_limits_are_measured_on_both_parts(tiny, monkeypatch):
     monkeypatch.setattr(limits, "PARTS", 2)  # of four classes
@@ -140,6 +149,10 @@ def test_tables_have_mean_deviation_and_number():
     assert "| birds | test | 1-head | 1 |" in tables.fill(earlier, [], lines)
     assert "1-head" not in tables.fill(earlier, lines, [])
     assert filled.startswith("before\n") and filled.endswith("<!-- end -->\nafter\n")
+    lines[0]["losses"] = [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]  # older lines have none
+    losses = tables.fill(page.replace("runs", "losses"), lines).splitlines()
+    assert losses[4] == "| abe-4 | 1 | 6.00 | 5.00 | 4.00 | 3.00 | 2.00 | 1.00 |"
+    assert losses[5] == "<!-- end -->"
 
 
 def test_the_figure_has_what_the_lines_have(tmp_path):
