@@ -50,6 +50,7 @@ def all_compiled(tmp_path_factory):
         "256 chips": ("v5e:16x16", ("step",)),
         "in turn": ("v5e:2x2", ("step",), "--in_turn"),
         "GPUs": ("h100:1x1x8", ("step", "embed", "retrieval")),
+        "GPUs, bfloat16": ("h100:1x1x8", ("step",), "--dtype=bfloat16"),
     }
     folders = {name: tmp_path_factory.mktemp("compiled") for name in asked}
     with contextlib.ExitStack() as stack:
@@ -82,8 +83,9 @@ def test_neither_float64_nor_calls_of_the_host(four_chips, program):
     assert not re.search(r"callback|infeed|outfeed|send\(|recv\(", text)
 
 
-def test_embedding_asks_nothing_of_other_chips(four_chips):
-    assert hlo_text.collectives(four_chips[1]["embed"]) == {}
+@pytest.mark.parametrize("name", ["four chips", "GPUs"])
+def test_embedding_asks_nothing_of_other_chips(all_compiled, name):
+    assert hlo_text.collectives(all_compiled[name][1]["embed"]) == {}
 
 
 def test_retrieval_gathers_the_nearest_of_each_chip(four_chips):
@@ -114,9 +116,10 @@ def test_a_step_with_learners_in_turn(all_compiled):
     check_bytes(rows["step"], "GB of main memory")
 
 
-def test_what_eight_gpus_do(all_compiled):
+@pytest.mark.parametrize("name", ["GPUs", "GPUs, bfloat16"])
+def test_what_eight_gpus_do(all_compiled, name):
     """XLA sums 30 MB of gradients at a time there; embeddings go with the labels."""
-    rows, texts = all_compiled["GPUs"]
+    rows, texts = all_compiled[name]
     sent = hlo_text.collectives(texts["step"])
     assert len(sent["all-reduce"]) == 2
     assert 4 * PARAMETERS <= sum(sent.pop("all-reduce")) <= 4 * PARAMETERS + 1e4
@@ -127,7 +130,6 @@ def test_what_eight_gpus_do(all_compiled):
     assert not re.search(r" (select-and-)?scatter\(", texts["step"])
     for text in texts.values():
         assert not re.search(r"\bf64\[|callback|infeed|outfeed|send\(|recv\(", text)
-    assert hlo_text.collectives(texts["embed"]) == {}
     for row in rows.values():
         check_bytes(row, "GB of main memory")
 
