@@ -158,6 +158,9 @@ ROWS: dict[str, Row] = {
     # What makes the best ABE-8 better?
     "abe-8, D 512": Row(_EIGHT | {"model.embedding_dim": 512}),
     "abe-8, pixels 96": Row(_EIGHT | _pixels(96)),
+    "1-head, D 512, pixels 96": Row(
+        {"model.name": "one_head", "model.embedding_dim": 512} | _pixels(96)
+    ),
     "abe-8, D 512, pixels 96": Row(_EIGHT | {"model.embedding_dim": 512} | _pixels(96)),
     "abe-8, contrastive, pairs": Row(_PAIRS | _EIGHT | {"loss.name": "contrastive"}),
     "proxy-anchor": Row(_PROXY),
