@@ -176,10 +176,10 @@ def make_train_step(
                 trained,
                 views.reshape(microbatches, rows // microbatches, *views.shape[1:]),
             )
-        # Summed when all are there: on GPUs XLA else updates a weight where the pass
-        # backward reads it in bfloat16, for which that waits: 17 sums, one by one.
-        own = jax.lax.optimization_barrier(_optimised(of_model, of_loss))
-        gradients, metrics = jax.lax.psum((own, shares), DATA_AXIS)
+        # Summed when all are there: in bfloat16 XLA else rounds weights, on GPUs, where
+        # their summed gradients are used, and the pass backward waits for 17 sums.
+        of_device = jax.lax.optimization_barrier(_optimised(of_model, of_loss))
+        gradients, metrics = jax.lax.psum((of_device, shares), DATA_AXIS)
         before = _optimised(trained, state.loss_params)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, before)

@@ -103,6 +103,7 @@ _ONE: Overrides = _MULTI | {"model.name": "one_head"}
 _COLOURS = ("brightness", "contrast", "saturation", "hue", "grey")
 _PROXY: Overrides = {"loss.name": "proxy_anchor", "train.loss_factor": 100.0}
 _EIGHT: Overrides = {"model.num_learners": 8}
+_LARGE: Overrides = {"model.embedding_dim": 512} | _pixels(96)
 _HEADS: Overrides = {"model.name": "m_heads", "loss.divergence_weight": 0.0}
 
 
@@ -158,10 +159,8 @@ ROWS: dict[str, Row] = {
     # What makes the best ABE-8 better?
     "abe-8, D 512": Row(_EIGHT | {"model.embedding_dim": 512}),
     "abe-8, pixels 96": Row(_EIGHT | _pixels(96)),
-    "1-head, D 512, pixels 96": Row(
-        {"model.name": "one_head", "model.embedding_dim": 512} | _pixels(96)
-    ),
-    "abe-8, D 512, pixels 96": Row(_EIGHT | {"model.embedding_dim": 512} | _pixels(96)),
+    "1-head, D 512, pixels 96": Row({"model.name": "one_head"} | _LARGE),
+    "abe-8, D 512, pixels 96": Row(_EIGHT | _LARGE),
     "abe-8, contrastive, pairs": Row(_PAIRS | _EIGHT | {"loss.name": "contrastive"}),
     "proxy-anchor": Row(_PROXY),
     "1-head, proxy-anchor": Row(_PROXY | {"model.name": "one_head"}),
