@@ -7,6 +7,7 @@ from flax import nnx, traverse_util
 from abe_jax.errors import UserError
 from abe_jax.models import weights
 from abe_jax.models.googlenet import GoogLeNet, GoogLeNetForm
+from abe_jax.models.shapes import without_values
 from abe_jax.models.weights import initialize
 
 __all__ = ["initialize", "load_googlenet"]
@@ -31,7 +32,7 @@ def load_googlenet(path: str | os.PathLike[str]) -> GoogLeNet:
     form, values = weights.read(path)
     if not isinstance(form, GoogLeNetForm):
         raise UserError(f"{path} holds a {form.name!r}, not a GoogLeNet.")
-    model = nnx.eval_shape(lambda: GoogLeNet(form, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: GoogLeNet(form, rngs=rngs))
     graphdef, state = nnx.split(model)
     found = {key: values[key[1:]] for key in weights.flat(state)}
     return nnx.merge(graphdef, nnx.State(traverse_util.unflatten_dict(found)))

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from abe_jax import models
 from abe_jax.models import lowering
 from abe_jax.models.googlenet import NEIGHBOURS
+from abe_jax.models.shapes import without_values
 from abe_jax.models.trunks import TRUNKS
 
 # (name in config.model.name, learners M, dimensions D), in the order of the paper.
@@ -61,7 +62,7 @@ def size(
             "width": width,
         }
     )
-    model = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: models.create(config, rngs=rngs))
     graphdef, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     program = traced(lambda s, x: nnx.merge(graphdef, s, copy=True)(x), state, image)

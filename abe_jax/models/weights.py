@@ -28,6 +28,7 @@ from abe_jax.errors import UserError
 from abe_jax.models import hub, weight_files
 from abe_jax.models.embedder import Embedder
 from abe_jax.models.naming import Naming, Path
+from abe_jax.models.shapes import without_values
 from abe_jax.models.trunk import Trunk
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.models.weight_files import Tensor
@@ -217,7 +218,7 @@ def _require_same(
 @functools.cache
 def _variables(trunk: Trunk) -> dict[Path, Any]:
     """Shape and dtype of every variable of a trunk's layers."""
-    whole = nnx.eval_shape(lambda: trunk.section(trunk.stages, rngs=nnx.Rngs(0)))
+    whole = without_values(lambda rngs: trunk.section(trunk.stages, rngs=rngs))
     return flat(nnx.state(whole))
 
 

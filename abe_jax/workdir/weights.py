@@ -7,12 +7,13 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx, traverse_util
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from abe_jax import models, train_step
 from abe_jax.errors import UserError
+from abe_jax.models.shapes import without_values
 from abe_jax.train_step import TrainState
 from abe_jax.workdir import CONFIG_FILE, checkpoints, locate
 
@@ -53,7 +54,7 @@ def restore_trained(
       UserError: see `Checkpoints.restore`.
     """
     section = model_section(config, restored=True)
-    model = nnx.eval_shape(lambda: models.create(section, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: models.create(section, rngs=rngs))
     _, params, others = train_step.split_model(model)
     opened = checkpoints.Checkpoints(workdir, read_only=True)
     with contextlib.closing(opened) as saved:

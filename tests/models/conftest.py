@@ -1,15 +1,15 @@
 """Peers whose compiled parts may be missing, and the smallest model of a trunk."""
 
 import pytest
-from flax import nnx
 
 from abe_jax import models
+from abe_jax.models.shapes import without_values
 
 
 def one_head(trunk):
     """A 1-head on a trunk, without values."""
-    return nnx.eval_shape(
-        lambda: models.OneHead(embedding_dim=8, trunk=trunk, rngs=nnx.Rngs(0))
+    return without_values(
+        lambda rngs: models.OneHead(embedding_dim=8, trunk=trunk, rngs=rngs)
     )
 
 

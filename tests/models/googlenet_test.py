@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from abe_jax.errors import UserError
 from abe_jax.models import googlenet, initializers
 from abe_jax.models.batch_norm import DATA_AXIS, BatchNorm
+from abe_jax.models.shapes import without_values
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +56,8 @@ def test_the_gradient_of_local_response_norm_is_that_of_its_formula():
 def test_what_a_trunk_by_itself_cannot_be():
     with pytest.raises(UserError, match="^form is 'resnet50'; known are 'googlenet', "):
         googlenet.GoogLeNet("resnet50", rngs=nnx.Rngs(0))
-    narrow = nnx.eval_shape(
-        lambda: googlenet.GoogLeNet(googlenet.BVLC, width=0.5, rngs=nnx.Rngs(0))
+    narrow = without_values(
+        lambda rngs: googlenet.GoogLeNet(googlenet.BVLC, width=0.5, rngs=rngs)
     )
     assert narrow.spatial.conv1.conv.kernel.shape == (7, 7, 3, 32)
 
@@ -72,7 +73,7 @@ def test_preprocessing_of_the_forms():
 @pytest.mark.parametrize("trunk", ["googlenet", "googlenet_bn"])
 @pytest.mark.parametrize(("size", "maps"), [(224, 14), (222, 13), (64, 4), (50, 3)])
 def test_pooling_rounds_up(trunk, size, maps):
-    model = nnx.eval_shape(lambda: googlenet.GoogLeNet(trunk, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: googlenet.GoogLeNet(trunk, rngs=rngs))
     graphdef, state = nnx.split(model)
 
     def run(state, images):

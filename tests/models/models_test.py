@@ -19,6 +19,7 @@ from PIL import Image
 from abe_jax import losses, models, pretrained
 from abe_jax.errors import UserError
 from abe_jax.models.batch_norm import BatchNorm
+from abe_jax.models.shapes import without_values
 from abe_jax.models.trunks import TRUNKS
 from abe_jax.models.weights import layer_of
 
@@ -46,7 +47,7 @@ def _config(**changes):
 
 
 def _abstract(**changes):
-    return nnx.eval_shape(lambda: models.create(_config(**changes), rngs=nnx.Rngs(0)))
+    return without_values(lambda rngs: models.create(_config(**changes), rngs=rngs))
 
 
 def _paths(state):
@@ -67,6 +68,15 @@ def test_interface(name, trunk):
     assert embeddings.shape == (2, learners, 32 // learners)
     assert embeddings.dtype == jnp.float32
     assert all(isinstance(key, str) for path in _paths(state) for key in path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_are_those_of_values(name):
+    config = _config(name=name)
+    made = nnx.eval_shape(lambda: models.create(config, rngs=nnx.Rngs(0)))
+    found = without_values(lambda rngs: models.create(config, rngs=rngs))
+    assert nnx.graphdef(found) == nnx.graphdef(made)
+    assert _paths(nnx.state(found)) == _paths(nnx.state(made))
 
 
 def test_heads_differ_and_each_is_a_one_head():
@@ -211,7 +221,7 @@ def test_new_layers(name):
     assert new == {(*p, leaf) for p in prefixes for leaf in ("kernel", "bias")}
     # All others have a source in a pretrained GoogLeNet, of their shape.
     form = dataclasses.replace(TRUNKS["googlenet"], width=0.125)
-    whole = nnx.eval_shape(lambda: form.section(form.stages, rngs=nnx.Rngs(0)))
+    whole = without_values(lambda rngs: form.section(form.stages, rngs=rngs))
     sources = _paths(nnx.state(whole))
     for path in params.keys() - new:
         shape = sources[layer_of(path)].shape

@@ -13,6 +13,7 @@ from abe_jax import models, pretrained
 from abe_jax.errors import UserError
 from abe_jax.models import googlenet, weight_files
 from abe_jax.models import weights as weights_module
+from abe_jax.models.shapes import without_values
 
 OIHW = (3, 2, 0, 1)
 
@@ -36,7 +37,7 @@ def _names(form):
 
 
 def _shapes(form):
-    model = nnx.eval_shape(lambda: form.section(form.stages, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: form.section(form.stages, rngs=rngs))
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     return {path: leaf.shape for path, leaf in flat.items()}
 

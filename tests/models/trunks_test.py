@@ -16,6 +16,7 @@ from short import shorten
 from abe_jax import models, optimizer, parallel, pretrained, train_step
 from abe_jax.errors import UserError
 from abe_jax.models import hub, vit, weight_files, weights
+from abe_jax.models.shapes import without_values
 from abe_jax.models.trunk import Tokens, masked
 from abe_jax.models.trunks import TRUNKS
 from configs import quickstart
@@ -142,7 +143,7 @@ def test_frozen_averages_stay(monkeypatch):
 def test_where_the_cut_is(trunk, branch, blocks, side, channels):
     fields = small_config(trunk, branch=branch, attention_blocks=blocks).model
     fields.width = 0.125
-    model = nnx.eval_shape(lambda: models.create(fields, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: models.create(fields, rngs=rngs))
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((3, 128, 128, 3), jnp.float32)
 
@@ -205,7 +206,7 @@ def test_positions_are_those_of_the_grid():
 def test_image_sizes(trunk, size, message):
     config = small_config(trunk)
     config.data.image_size = size
-    model = nnx.eval_shape(lambda: models.create(config.model, rngs=nnx.Rngs(0)))
+    model = without_values(lambda rngs: models.create(config.model, rngs=rngs))
     if message is None:
         train_step.make_embed_step(model, size)
         return
