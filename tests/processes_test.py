@@ -134,12 +134,14 @@ def test_a_signal_to_one_process_ends_both_at_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_outputs_of_a_frozen_s(tmp_path):
+def test_two_processes_keep_the_outputs_of_the_frozen_s_of_a_run(tmp_path):
+    small, trained = (*SMALL, "--config.train.steps=4"), tmp_path / "one_head"
+    run_on(2, *small, "--config.model.name=one_head", f"--workdir={trained}")
     found = []
     for name, run_it in {"alone": partial(run_on, 2), "pair": run_two}.items():
         run_it(
-            *SMALL,
-            *("--config.train.steps=4", "--config.model.train=heads"),
+            *small,
+            *("--config.model.train=heads", f"--config.model.pretrained={trained}"),
             *("--config.augment.crop=centre", "--config.augment.flip=0"),
             *("--config.augment.brightness=0", "--config.augment.contrast=0"),
             f"--config.data.feature_cache={tmp_path / name / 'cache'}",
